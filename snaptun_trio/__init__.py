@@ -1,0 +1,54 @@
+"""UDP in batches for trio: recvmmsg with GRO, sendmmsg with GSO, and a pump between the two."""
+
+from __future__ import annotations
+
+from ._batch import PacketBatch
+from ._errors import (
+    PacketTooLargeError,
+    QueueFullError,
+    QueuePacketError,
+    SendBatchError,
+    SendFailure,
+)
+from ._kernel._abi import MAX_BATCH_SIZE
+from ._pool import PacketBufPool
+from ._pump import BatchPump, open_batch_pump
+from ._receiver import UdpBatchReceiver
+from ._sender import UdpBatchSender
+from ._statistics import (
+    PoolStatistics,
+    PumpStatistics,
+    ReceiverStatistics,
+    SenderStatistics,
+)
+from ._train import Address, Packet, PacketTrain
+from ._version import __version__
+
+__all__ = [
+    "MAX_BATCH_SIZE",
+    "Address",
+    "BatchPump",
+    "Packet",
+    "PacketBatch",
+    "PacketBufPool",
+    "PacketTooLargeError",
+    "PacketTrain",
+    "PoolStatistics",
+    "PumpStatistics",
+    "QueueFullError",
+    "QueuePacketError",
+    "ReceiverStatistics",
+    "SendBatchError",
+    "SendFailure",
+    "SenderStatistics",
+    "UdpBatchReceiver",
+    "UdpBatchSender",
+    "__version__",
+    "open_batch_pump",
+]
+
+# The names belong here, wherever they are defined: tracebacks, pickles and the docs say so.
+for _name in __all__:
+    if hasattr(globals()[_name], "__module__") and isinstance(globals()[_name], type):
+        globals()[_name].__module__ = __name__
+del _name

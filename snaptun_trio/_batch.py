@@ -1,0 +1,242 @@
+# PacketBatch: what one receive call brought, or what is to be sent together.
+#
+# A batch is columns, not objects. It knows its datagrams through the few questions of `Columns`,
+# and makes trains, packets and addresses only when somebody looks at them; a batch that is only
+# passed on never does. `TrainColumns` answers from trains that a program made; the columns of a
+# received batch live in `_kernel`, over the memory that the kernel wrote. This file must not know
+# sockets, the pool or which system it runs on.
+
+from __future__ import annotations
+
+import enum
+from itertools import chain, repeat
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, final
+
+from ._coalesce import datagram_count, split
+from ._train import Address, PacketTrain, make_train
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+
+class Keep(enum.Enum):
+    """The type of `KEEP`."""
+
+    KEEP = enum.auto()
+
+
+KEEP: Final = Keep.KEEP  # "each train goes to its own address", where a batch has no single target
+
+Target: TypeAlias = Address | Keep | None
+
+
+class Columns(Protocol):
+    """All that a batch asks of whatever holds its datagrams."""
+
+    @property
+    def count(self) -> int:
+        """The number of trains."""
+
+    @property
+    def datagrams(self) -> int:
+        """The number of datagrams."""
+
+    @property
+    def nbytes(self) -> int:
+        """The payload bytes."""
+
+    @property
+    def most_segments(self) -> int:
+        """The datagrams of the train that has most."""
+
+    @property
+    def truncated(self) -> int:
+        """The number of datagrams that arrived cut."""
+
+    def trains(self) -> tuple[PacketTrain, ...]:
+        """The trains, made now."""
+
+    def packets(self) -> Iterator[tuple[bytes, Address | None]]:
+        """Each datagram with its address, made now."""
+
+    def measure(self, start: int, stop: int) -> tuple[int, int]:
+        """The datagrams and the bytes of the trains from ``start`` up to ``stop``."""
+
+
+@final
+class TrainColumns:
+    """The columns of trains that a program made, or that go through Python one by one.
+
+    Args:
+      payloads: the data of each train.
+      segment_sizes: the segment size of each train, in bytes.
+      addresses: the peer of each train.
+      trains: the trains themselves, where they exist already; without them none asks for anything
+        but its address.
+
+    Attributes:
+      lengths: the payload bytes of each train.
+      most_segments: the datagrams of the train that has most.
+    """
+
+    __slots__ = (
+        "_plain",
+        "_trains",
+        "addresses",
+        "count",
+        "datagrams",
+        "lengths",
+        "most_segments",
+        "nbytes",
+        "payloads",
+        "segment_sizes",
+        "truncated",
+    )
+
+    def __init__(
+        self,
+        payloads: list[bytes | memoryview],
+        segment_sizes: list[int],
+        addresses: list[Address | None],
+        trains: tuple[PacketTrain, ...] | None = None,
+        truncated: int = 0,
+    ) -> None:
+        self.payloads = payloads
+        self.segment_sizes = segment_sizes
+        self.addresses = addresses
+        self._trains = trains
+        self._plain = True if trains is None else None
+        self.truncated = truncated
+        self.count = len(payloads)
+        self.lengths = list(map(len, payloads))
+        counts = list(map(datagram_count, self.lengths, segment_sizes))
+        self.nbytes = sum(self.lengths)
+        self.datagrams = sum(counts)
+        self.most_segments = max(counts, default=0)
+
+    @classmethod
+    def of(cls, trains: tuple[PacketTrain, ...], truncated: int = 0) -> TrainColumns:
+        """The columns of these trains."""
+        return cls(
+            [train.data for train in trains],
+            [train.segment_size for train in trains],
+            [train.address for train in trains],
+            trains,
+            truncated,
+        )
+
+    @property
+    def plain(self) -> bool:
+        """Whether no train asks for anything but its address: no ECN, no source, no interface."""
+        if self._plain is None:
+            self._plain = all(
+                train.ecn is None and train.local_address is None and train.interface_index is None
+                for train in self.trains()
+            )
+        return self._plain
+
+    def trains(self) -> tuple[PacketTrain, ...]:
+        if self._trains is None:
+            self._trains = tuple(map(make_train, self.payloads, self.segment_sizes, self.addresses))
+        return self._trains
+
+    def packets(self) -> Iterator[tuple[bytes, Address | None]]:
+        return chain.from_iterable(
+            zip(split(bytes(payload), size), repeat(address))
+            for payload, size, address in zip(self.payloads, self.segment_sizes, self.addresses)
+        )
+
+    def measure(self, start: int, stop: int) -> tuple[int, int]:
+        if start == 0 and stop == self.count:
+            return self.datagrams, self.nbytes
+        lengths = self.lengths[start:stop]
+        return sum(map(datagram_count, lengths, self.segment_sizes[start:stop])), sum(lengths)
+
+
+@final
+class PacketBatch:
+    """All the trains of one receive call, or any trains that are to be sent together. Immutable.
+
+    ``len(batch)`` is the number of datagrams. Iterating yields ``(packet, address)`` pairs, each
+    packet a `bytes` of its own that holds no memory of the batch.
+
+    A received batch keeps the memory that the kernel wrote into, its *slab*. It goes back to the
+    pool by itself when the batch and the last ``train.data`` view of it are gone.
+
+    Args:
+      trains: the trains, in the order in which they are to be sent.
+
+    Raises:
+      TypeError: one of them is not a `PacketTrain`.
+    """
+
+    __slots__ = ("_columns", "_target", "_trains")
+
+    _columns: Columns
+    _target: Target
+    _trains: tuple[PacketTrain, ...] | None
+
+    def __init__(self, trains: Iterable[PacketTrain]) -> None:
+        kept = tuple(trains)
+        for train in kept:
+            if not isinstance(train, PacketTrain):
+                raise TypeError(f"a batch is made of PacketTrains, not {train!r:.60}")
+        self._columns = TrainColumns.of(kept)
+        self._target = KEEP
+        self._trains = kept
+
+    @property
+    def trains(self) -> tuple[PacketTrain, ...]:
+        """The trains, made when first asked for."""
+        if self._trains is None:
+            trains = self._columns.trains()
+            if self._target is not KEEP:
+                trains = tuple([train.to(self._target) for train in trains])
+            self._trains = trains
+        return self._trains
+
+    def __len__(self) -> int:
+        return self._columns.datagrams
+
+    def __bool__(self) -> bool:
+        return self._columns.count > 0
+
+    def __iter__(self) -> Iterator[tuple[bytes, Address | None]]:
+        if self._target is KEEP:
+            return self._columns.packets()
+        target = self._target
+        return ((packet, target) for packet, _ in self._columns.packets())
+
+    def __repr__(self) -> str:
+        return f"<PacketBatch: {len(self)} datagrams, {self.nbytes} bytes>"
+
+    @property
+    def nbytes(self) -> int:
+        """The payload bytes of all its datagrams."""
+        return self._columns.nbytes
+
+    @property
+    def truncated(self) -> int:
+        """The number of datagrams that arrived cut, because a buffer was too small. Normally 0."""
+        return self._columns.truncated
+
+    def to(self, address: Address | None) -> PacketBatch:
+        """The whole batch for another peer, at no cost: nothing is copied, no train is made.
+
+        What `PacketTrain.to` keeps and drops holds for each train. `None` is the connected peer.
+        """
+        return batch_of(self._columns, address)
+
+
+def batch_of(columns: Columns, target: Target = KEEP) -> PacketBatch:
+    """A batch over columns that exist already."""
+    batch = PacketBatch.__new__(PacketBatch)
+    batch._columns = columns
+    batch._target = target
+    batch._trains = None
+    return batch
+
+
+def columns_of(batch: PacketBatch) -> tuple[Columns, Target]:
+    """What a batch is made of: its columns, and the one target that replaces their addresses."""
+    return batch._columns, batch._target

@@ -1,0 +1,103 @@
+# Waits for one direction of a borrowed socket.
+#
+# One task at a time; woken by `close`; never on a closed socket; never in a spin. Receiver and
+# sender own one gate each. It must not know what is moved, nor when waiting is called for.
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import trio
+
+from ._kernel import _error_queue
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from types import TracebackType
+
+    from ._kernel._interface import Socket
+
+# Some sockets are "ready" for ever and give nothing: after shutdown(SHUT_RD) on a connected one,
+# say. After so many waits in a row that came to nothing we sleep between them, from the first
+# pause on twice as long each time. Datagrams with bad checksums wake us once each, so a few
+# fruitless waits are nothing unusual.
+_PATIENCE = 16
+_FIRST_PAUSE = 0.001  # seconds
+_LONGEST_PAUSE = 0.064
+
+
+class Gate:
+    """One direction of a socket, as one task after the other may use it.
+
+    As a context manager it keeps others out, with `trio.BusyResourceError`.
+
+    Attributes:
+      closed: whether `close` was called.
+      asynchronous_errors: errors about earlier datagrams that came to light here, by errno.
+    """
+
+    def __init__(self, sock: Socket, wait: Callable[[Socket], Awaitable[None]], doing: str) -> None:
+        self._sock = sock
+        self._wait = wait
+        self._doing = doing
+        self._busy = False
+        self._scope: trio.CancelScope | None = None
+        self._fruitless = 0
+        self.closed = False
+        self.asynchronous_errors: Counter[int] = Counter()
+
+    def __enter__(self) -> None:
+        if self._busy:
+            raise trio.BusyResourceError(f"another task is already {self._doing}")
+        self._busy = True
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._busy = False
+
+    def check_open(self) -> None:
+        """Refuse to go on after `close`, or when the socket's owner closed it.
+
+        Raises:
+          trio.ClosedResourceError: one of the two.
+        """
+        if self.closed or self._sock.fileno() < 0:
+            raise trio.ClosedResourceError(f"closed while {self._doing}") from None
+
+    def progress(self) -> None:
+        """Tell that the last wait was worth it."""
+        self._fruitless = 0
+
+    async def wait(self) -> None:
+        """Wait until the socket is ready, or until a pause is over that keeps us from spinning.
+
+        A checkpoint, always.
+
+        Raises:
+          trio.ClosedResourceError: `close` was called, or the socket closed, before or during it.
+        """
+        # Not even to be asked with a closed socket: trio would remember descriptor -1 as taken.
+        self.check_open()
+        self._fruitless += 1
+        if self._fruitless > 1:
+            self.asynchronous_errors += _error_queue.drain(self._sock)
+        # A scope of our own, so that closing wakes this task and nobody else who waits for the
+        # same borrowed socket, as trio.lowlevel.notify_closing would.
+        with trio.CancelScope() as self._scope:
+            if self._fruitless > _PATIENCE:
+                doublings = min(self._fruitless - _PATIENCE, 16)
+                await trio.sleep(min(_FIRST_PAUSE * 2.0**doublings, _LONGEST_PAUSE))
+            await self._wait(self._sock)
+        self._scope = None
+        self.check_open()
+
+    def close(self) -> None:
+        """Let nobody through any more, and wake the task that waits."""
+        self.closed = True
+        if self._scope is not None:
+            self._scope.cancel(reason="closed while waiting")

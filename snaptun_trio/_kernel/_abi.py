@@ -1,0 +1,137 @@
+# The kernel's structures and constants, each with the header it stands in.
+#
+# The layouts are Linux's, 64 and 32 bit; the numbers are the generic ones of x86, ARM and RISC-V.
+# Python's socket module has a few of them, but not on every version and build, and a constant that
+# is missing there must not switch an offload off in silence. Nothing here makes a system call.
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+# include/uapi/linux/socket.h, include/linux/socket.h
+SOL_SOCKET = 1
+SOL_IP = 0
+SOL_IPV6 = 41
+SOL_UDP = 17
+MSG_CTRUNC = 0x08
+MSG_TRUNC = 0x20
+MSG_DONTWAIT = 0x40
+MSG_ERRQUEUE = 0x2000
+MSG_NOSIGNAL = 0x4000
+
+# include/uapi/asm-generic/socket.h
+SO_TIMESTAMPNS = 35 if ctypes.sizeof(ctypes.c_void_p) == 8 else 64  # _OLD is 64 bit there, _NEW
+SO_MEMINFO = 55
+
+# include/uapi/linux/sock_diag.h: where SO_MEMINFO keeps the drop counter, and how many words it has
+SK_MEMINFO_DROPS = 8
+SK_MEMINFO_VARS = 9
+
+# include/uapi/linux/udp.h
+UDP_SEGMENT = 103
+UDP_GRO = 104
+
+# include/uapi/linux/in.h
+IP_TOS = 1
+IP_PKTINFO = 8
+IP_MTU_DISCOVER = 10
+IP_RECVERR = 11
+IP_RECVTOS = 13
+IP_PMTUDISC_PROBE = 3
+
+# include/uapi/linux/in6.h
+IPV6_MTU_DISCOVER = 23
+IPV6_RECVERR = 25
+IPV6_RECVPKTINFO = 49
+IPV6_PKTINFO = 50
+IPV6_RECVTCLASS = 66
+IPV6_TCLASS = 67
+
+# sendmmsg and recvmmsg take at most UIO_MAXIOV messages, and cut a longer list in silence
+# (include/uapi/linux/uio.h, net/socket.c).
+MAX_BATCH_SIZE = 1024
+
+# Room for a socket address: sockaddr_in6 has 28 bytes; 32 keeps the names of a batch aligned.
+NAME_SIZE = 32
+
+
+class iovec(ctypes.Structure):
+    """include/uapi/linux/uio.h"""
+
+    _fields_ = (
+        ("iov_base", ctypes.c_void_p),
+        ("iov_len", ctypes.c_size_t),
+    )
+
+
+class msghdr(ctypes.Structure):
+    """struct user_msghdr of include/linux/socket.h"""
+
+    _fields_ = (
+        ("msg_name", ctypes.c_void_p),
+        ("msg_namelen", ctypes.c_int),
+        ("msg_iov", ctypes.c_void_p),
+        ("msg_iovlen", ctypes.c_size_t),
+        ("msg_control", ctypes.c_void_p),
+        ("msg_controllen", ctypes.c_size_t),
+        ("msg_flags", ctypes.c_uint),
+    )
+
+
+class mmsghdr(ctypes.Structure):
+    """include/linux/socket.h"""
+
+    _fields_ = (
+        ("msg_hdr", msghdr),
+        ("msg_len", ctypes.c_uint),
+    )
+
+
+class cmsghdr(ctypes.Structure):
+    """include/linux/socket.h; the data follows, aligned like a size_t."""
+
+    _fields_ = (
+        ("cmsg_len", ctypes.c_size_t),
+        ("cmsg_level", ctypes.c_int),
+        ("cmsg_type", ctypes.c_int),
+    )
+
+
+WORD = ctypes.sizeof(ctypes.c_size_t)  # the alignment of control messages, and size_t columns
+IOVEC = ctypes.sizeof(iovec)
+CMSG_HEADER = ctypes.sizeof(cmsghdr)
+LITTLE_ENDIAN = sys.byteorder == "little"
+
+
+def cmsg_align(length: int) -> int:
+    """CMSG_ALIGN of include/linux/socket.h, in bytes."""
+    return (length + WORD - 1) & ~(WORD - 1)
+
+
+def cmsg_space(length: int) -> int:
+    """CMSG_SPACE: what ``length`` bytes of control data take with their header, in bytes."""
+    return CMSG_HEADER + cmsg_align(length)
+
+
+# The control message that asks for segmentation: a u16 (any other width is EINVAL).
+SEGMENT_CMSG_SPACE = cmsg_space(2)
+
+# All control messages a socket can be made to deliver with a datagram fit into 200 bytes (both IP
+# families' options on a dual-stack socket). UDP_GRO stands behind the SOL_SOCKET ones: with too
+# little room it is cut off, and the datagrams of a train look like one.
+CONTROL_SIZE = 256
+
+
+def check_batch_size(batch_size: int) -> int:
+    """A batch size that the kernel takes.
+
+    Raises:
+      TypeError: it is not an int.
+      ValueError: it is not 1 to `MAX_BATCH_SIZE`.
+    """
+    if not isinstance(batch_size, int):
+        raise TypeError(f"batch_size is an int, not {batch_size!r}")
+    if not 1 <= batch_size <= MAX_BATCH_SIZE:
+        raise ValueError(f"batch_size is 1 to {MAX_BATCH_SIZE}, not {batch_size}")
+    return batch_size

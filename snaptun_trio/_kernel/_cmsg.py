@@ -1,0 +1,141 @@
+# Control messages: what the kernel says beside a datagram, and what we ask beside one.
+#
+# `decode` and `encode` serve both backends. Received bytes are not trusted: a length that lies
+# ends the walk, and nothing is read beyond the buffer. This file must not know sockets or slabs.
+
+from __future__ import annotations
+
+import socket
+import struct
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
+
+from . import _abi, _sockaddr
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+_HEADER = struct.Struct("@Nii")  # cmsghdr
+_INT = struct.Struct("=i")
+_TIMESPEC = struct.Struct("=qq")  # __kernel_timespec, include/uapi/linux/time_types.h
+_IN_PKTINFO = struct.Struct("=i4s4s")  # include/uapi/linux/in.h
+_IN6_PKTINFO = struct.Struct("=16si")  # include/uapi/linux/ipv6.h
+
+ControlMessage = tuple[int, int, bytes]  # level, type, data: as socket.recvmsg gives it
+
+
+class Ancillary(NamedTuple):
+    """What control messages said of a train."""
+
+    segment_size: int | None = None
+    ecn: int | None = None
+    local_address: str | None = None
+    interface_index: int | None = None
+    timestamp_ns: int | None = None
+
+
+NOTHING = Ancillary()
+
+
+def walk(control: bytes) -> Iterator[tuple[int, int, int, int]]:
+    """Go through raw control messages: yields ``(level, type, start, stop)`` of each one's data.
+
+    A message that claims less than its header, or more than there is, ends the walk.
+    """
+    offset = 0
+    while offset + _HEADER.size <= len(control):
+        length, level, kind = _HEADER.unpack_from(control, offset)
+        if not _HEADER.size <= length <= len(control) - offset:
+            return
+        yield level, kind, offset + _abi.CMSG_HEADER, offset + length
+        offset += _abi.cmsg_align(length)
+
+
+def parse(control: bytes) -> list[ControlMessage]:
+    """Raw control messages in the form of ``socket.recvmsg``."""
+    return [(level, kind, control[start:stop]) for level, kind, start, stop in walk(control)]
+
+
+def decode(messages: Iterable[ControlMessage]) -> Ancillary:
+    """What the control messages of one train say. Unknown and short ones are passed over."""
+    if not messages:
+        return NOTHING
+    segment_size = ecn = interface_index = timestamp_ns = None
+    local_address = None
+    for level, kind, data in messages:
+        size = len(data)
+        match level, kind:
+            case _abi.SOL_UDP, _abi.UDP_GRO if size >= 4:
+                # An int; net/ipv4/udp.c. Never zero from a sound kernel: zero would split into
+                # datagrams without end, so it is taken for "not told".
+                segment_size = _INT.unpack_from(data)[0] or None
+            case _abi.SOL_IP, _abi.IP_TOS if size >= 1:
+                ecn = data[0] & 3  # one byte on reception, net/ipv4/ip_sockglue.c
+            case _abi.SOL_IPV6, _abi.IPV6_TCLASS if size >= 4:
+                ecn = _INT.unpack_from(data)[0] & 3
+            case _abi.SOL_IP, _abi.IP_PKTINFO if size >= _IN_PKTINFO.size:
+                interface_index, _, host = _IN_PKTINFO.unpack_from(data)
+                local_address = socket.inet_ntop(socket.AF_INET, host)
+            case _abi.SOL_IPV6, _abi.IPV6_PKTINFO if size >= _IN6_PKTINFO.size:
+                host, interface_index = _IN6_PKTINFO.unpack_from(data)
+                local_address = socket.inet_ntop(socket.AF_INET6, host)
+            case _abi.SOL_SOCKET, _abi.SO_TIMESTAMPNS if size >= _TIMESPEC.size:
+                seconds, nanoseconds = _TIMESPEC.unpack_from(data)
+                timestamp_ns = seconds * 1_000_000_000 + nanoseconds
+            case _:
+                pass
+    return Ancillary(segment_size, ecn, local_address, interface_index or None, timestamp_ns)
+
+
+@lru_cache(1024)
+def encode(
+    segment_size: int,
+    ecn: int | None,
+    local_address: str | None,
+    interface_index: int | None,
+    ipv4: bool,
+) -> tuple[ControlMessage, ...]:
+    """The control messages to send a train with. A ``segment_size`` of 0 asks for no segmentation.
+
+    ``ipv4`` says how the train leaves: to an IPv4-mapped peer of an IPv6 socket only the IPv4 type
+    of service counts, the traffic class is ignored in silence (net/ipv6/udp.c).
+
+    Raises:
+      ValueError: ``local_address`` is not a numeric host of the family the train leaves by.
+    """
+    messages: list[ControlMessage] = []
+    if segment_size:
+        messages.append((_abi.SOL_UDP, _abi.UDP_SEGMENT, struct.pack("=H", segment_size)))
+    if ecn is not None:
+        messages.append(
+            (_abi.SOL_IP, _abi.IP_TOS, _INT.pack(ecn))
+            if ipv4
+            else (_abi.SOL_IPV6, _abi.IPV6_TCLASS, _INT.pack(ecn))
+        )
+    if local_address is not None or interface_index is not None:
+        index = interface_index or 0
+        if ipv4:
+            host = (local_address or "0.0.0.0").removeprefix("::ffff:")
+            packed = _sockaddr.numeric(host, socket.AF_INET)
+            # The source goes into ipi_spec_dst; ipi_addr is for reception only (ip(7)).
+            messages.append(
+                (_abi.SOL_IP, _abi.IP_PKTINFO, _IN_PKTINFO.pack(index, packed, bytes(4)))
+            )
+        else:
+            packed = _sockaddr.numeric(local_address or "::", socket.AF_INET6)
+            messages.append((_abi.SOL_IPV6, _abi.IPV6_PKTINFO, _IN6_PKTINFO.pack(packed, index)))
+    return tuple(messages)
+
+
+@lru_cache(1024)
+def serialise(messages: tuple[ControlMessage, ...]) -> bytes:
+    """Control messages as the raw bytes of ``msg_control``."""
+    return b"".join(
+        _HEADER.pack(_abi.CMSG_HEADER + len(data), level, kind)
+        + data.ljust(_abi.cmsg_align(len(data)), b"\0")
+        for level, kind, data in messages
+    )
+
+
+# What `encode` can come to at most: segment size, ECN, and the larger packet information.
+MAX_ENCODED = _abi.SEGMENT_CMSG_SPACE + _abi.cmsg_space(4) + _abi.cmsg_space(_IN6_PKTINFO.size)

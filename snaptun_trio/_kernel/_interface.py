@@ -1,0 +1,96 @@
+# The seam between the library and the operating system: what a backend is.
+#
+# A backend is two operations, "fill this memory, tell me what came" and "send from these columns,
+# tell me how far you got", and the memory it wants. Receiver and sender know nothing else of it, so
+# a test can put a scripted kernel in its place. What an errno means is not decided down here.
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import attrs
+
+if TYPE_CHECKING:
+    import socket
+
+    import trio
+
+    from .._batch import Columns, Target
+    from ._slab import Slab
+
+    Socket = trio.socket.SocketType | socket.socket
+
+
+class Position(NamedTuple):
+    """A place in columns that are being sent."""
+
+    train: int
+    """The number of trains before it."""
+    offset: int = 0
+    """The payload bytes before it in its own train."""
+
+
+START = Position(0)
+
+
+@attrs.frozen
+class Received:
+    """What one receive call brought."""
+
+    columns: Columns
+    datagrams_lost: int = 0
+    """Datagrams of which nothing fitted into the buffer."""
+    bytes_lost: int = 0
+    """Bytes that did not fit."""
+    trains_unknown: int = 0
+    """Messages left out of the columns: their control messages came cut, so nobody can tell where
+    their datagrams end."""
+    bytes_unknown: int = 0
+    """The bytes of those messages."""
+    error: OSError | None = None
+    """An asynchronous error that ended the call after the messages."""
+
+
+@attrs.frozen
+class Sent:
+    """How far one send call got."""
+
+    position: Position
+    """Everything before it was taken by the kernel."""
+    messages: int
+    datagrams: int
+    nbytes: int
+    error: OSError | None = None
+    """Why nothing was sent at all. It is about the message from ``position`` to ``refused``, or an
+    asynchronous error about an earlier datagram; a socket that is full is a `BlockingIOError`."""
+    refused: Position = START
+    """Where the refused message ends."""
+    segmented: bool = False
+    """Whether the refused message asked for segmentation."""
+
+
+class Backend(Protocol):
+    """The two operations. A backend keeps nothing between calls, so one serves all sockets."""
+
+    name: str
+
+    def receive(self, sock: Socket, slab: Slab, slots: int) -> Received:
+        """Fill at most ``slots`` slots of ``slab`` with what is queued at the socket; never wait.
+
+        Raises:
+          OSError: nothing was received; `BlockingIOError` where nothing is queued.
+        """
+
+    def send(
+        self, sock: Socket, columns: Columns, target: Target, position: Position, gso: bool
+    ) -> Sent:
+        """Send from ``position`` on as much as one call takes; never wait.
+
+        ``target`` replaces the columns' own addresses, unless it is ``KEEP``. Without ``gso`` each
+        datagram is a message of its own.
+        """
+
+    def send_single(
+        self, sock: Socket, columns: Columns, target: Target, position: Position
+    ) -> Sent:
+        """Send the one datagram at ``position``, unsegmented: is it the data, or is it GSO?"""

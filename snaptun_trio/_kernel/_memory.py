@@ -1,0 +1,48 @@
+# Where in memory a Python buffer is: the one thing ctypes has no word for when the buffer is
+# read-only. CPython's own buffer interface answers it; nothing is copied.
+
+from __future__ import annotations
+
+import ctypes
+
+_PYBUF_SIMPLE = 0  # Include/pybuffer.h: contiguous bytes, writable or not
+
+
+class _Buffer(ctypes.Structure):
+    """Py_buffer of Include/pybuffer.h, part of the stable ABI."""
+
+    _fields_ = (
+        ("buf", ctypes.c_void_p),
+        ("obj", ctypes.c_void_p),
+        ("len", ctypes.c_ssize_t),
+        ("itemsize", ctypes.c_ssize_t),
+        ("readonly", ctypes.c_int),
+        ("ndim", ctypes.c_int),
+        ("format", ctypes.c_char_p),
+        ("shape", ctypes.c_void_p),
+        ("strides", ctypes.c_void_p),
+        ("suboffsets", ctypes.c_void_p),
+        ("internal", ctypes.c_void_p),
+    )
+
+
+_get_buffer = ctypes.pythonapi.PyObject_GetBuffer
+_get_buffer.argtypes = [ctypes.py_object, ctypes.c_void_p, ctypes.c_int]
+_get_buffer.restype = ctypes.c_int
+_release_buffer = ctypes.pythonapi.PyBuffer_Release
+_release_buffer.argtypes = [ctypes.c_void_p]
+_release_buffer.restype = None
+_bytes_address = ctypes.pythonapi.PyBytes_AsString
+_bytes_address.argtypes = [ctypes.py_object]
+_bytes_address.restype = ctypes.c_void_p
+
+
+def address_of(data: bytes | memoryview) -> int:
+    """The address of the first byte. Valid for as long as the caller holds ``data``."""
+    if isinstance(data, bytes):
+        return int(_bytes_address(data))
+    buffer = _Buffer()
+    _get_buffer(data, ctypes.byref(buffer), _PYBUF_SIMPLE)  # raises BufferError itself
+    address = buffer.buf or 0
+    _release_buffer(ctypes.byref(buffer))
+    return int(address)

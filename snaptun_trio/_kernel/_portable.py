@@ -1,0 +1,153 @@
+# The same two operations on the standard library's socket alone.
+#
+# For macOS, Windows, and a Linux sandbox that forbids recvmmsg and sendmmsg. A system call moves
+# one message; where the platform has recvmsg and sendmsg the offloads work all the same. It makes
+# an object for each train: here that is not what costs.
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import sys
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from . import _abi, _options, _sockaddr
+from ._interface import Position, Received, Sent
+from ._pieces import Arrival, pieces, received
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .._batch import Columns, Target
+    from .._train import Address
+    from ._cmsg import ControlMessage
+    from ._interface import Socket
+    from ._pieces import Piece
+    from ._slab import Slab
+
+_HAS_MSG = hasattr(socket.socket, "recvmsg_into") and hasattr(socket.socket, "sendmsg")
+# As an input flag, Linux alone tells the true length of a datagram that did not fit (recvmsg(2)).
+_RECEIVE_FLAGS = _abi.MSG_TRUNC if sys.platform == "linux" else 0
+# A call for each message: a batch beyond this gains nothing, and holds up the other tasks.
+_MESSAGES = 64
+_WSAEMSGSIZE = 10040  # Windows' way to say that a datagram was cut (winsock2.h)
+
+
+@contextlib.contextmanager
+def plain_socket(sock: Socket) -> Iterator[socket.socket]:
+    """The socket as the standard library's, for as long as no other task can run.
+
+    A trio socket has no synchronous methods. The same descriptor in an object of its own has, and
+    it is let go again before anybody could close it.
+    """
+    if isinstance(sock, socket.socket):
+        yield sock
+        return
+    plain = socket.socket(sock.family, sock.type, sock.proto, fileno=sock.fileno())
+    try:
+        plain.setblocking(False)
+        yield plain
+    finally:
+        plain.detach()
+
+
+class PortableBackend:
+    """Moves batches with one system call for each message."""
+
+    name = "portable"
+
+    def receive(self, sock: Socket, slab: Slab, slots: int) -> Received:
+        rows: list[tuple[int, int, Address, list[ControlMessage]]] = []
+        late_error = None
+        with plain_socket(sock) as plain:
+            while len(rows) < min(slots, _MESSAGES):
+                try:
+                    rows.append(_receive_message(plain, slab.slot(len(rows))))
+                except OSError as error:
+                    if not rows:
+                        raise
+                    if not isinstance(error, BlockingIOError):
+                        late_error = error
+                    break
+        memory, stride = slab.lend().toreadonly(), slab.stride
+        return received(
+            [
+                Arrival(
+                    memory[index * stride : index * stride + slab.slot_size],
+                    length,
+                    flags,
+                    address,
+                    control,
+                )
+                for index, (length, flags, address, control) in enumerate(rows)
+            ],
+            _options.gro_enabled(sock),
+            late_error,
+        )
+
+    def send(
+        self, sock: Socket, columns: Columns, target: Target, position: Position, gso: bool
+    ) -> Sent:
+        return self._send(sock, columns, target, position, gso, _MESSAGES)
+
+    def send_single(
+        self, sock: Socket, columns: Columns, target: Target, position: Position
+    ) -> Sent:
+        return self._send(sock, columns, target, position, False, 1)
+
+    def _send(
+        self,
+        sock: Socket,
+        columns: Columns,
+        target: Target,
+        position: Position,
+        gso: bool,
+        most: int,
+    ) -> Sent:
+        messages = datagrams = nbytes = 0
+        with plain_socket(sock) as plain:
+            for piece in islice(pieces(columns, target, position, int(sock.family), gso), most):
+                try:
+                    _send_message(plain, piece)
+                except OSError as error:
+                    if messages:
+                        # The next call meets it again, at its own message.
+                        break
+                    return Sent(position, 0, 0, 0, error, piece.end, piece.datagrams > 1)
+                position = piece.end
+                messages += 1
+                datagrams += piece.datagrams
+                nbytes += piece.nbytes
+        return Sent(position, messages, datagrams, nbytes)
+
+
+def _receive_message(
+    plain: socket.socket, slot: memoryview
+) -> tuple[int, int, Address, list[ControlMessage]]:
+    if _HAS_MSG:
+        length, control, flags, address = plain.recvmsg_into(
+            [slot], _abi.CONTROL_SIZE, _RECEIVE_FLAGS
+        )
+        cut = flags & socket.MSG_TRUNC and _abi.MSG_TRUNC
+        cut_control = flags & socket.MSG_CTRUNC and _abi.MSG_CTRUNC
+        return length, cut | cut_control, address, control
+    try:
+        length, address = plain.recvfrom_into(slot)
+    except OSError as error:
+        if getattr(error, "winerror", None) != _WSAEMSGSIZE:
+            raise
+        # Windows keeps the sender's address to itself then, and the true length as well.
+        return len(slot) + 1, _abi.MSG_TRUNC, ("0.0.0.0", 0), []
+    return length, 0, address, []
+
+
+def _send_message(plain: socket.socket, piece: Piece) -> None:
+    data = memoryview(piece.train.data)[piece.start : piece.start + piece.nbytes]
+    name = () if piece.address is None else (_sockaddr.mapped(piece.address, int(plain.family)),)
+    if _HAS_MSG:
+        plain.sendmsg([data], piece.controls, 0, *name)
+    elif name:
+        plain.sendto(data, *name)
+    else:
+        plain.send(data)

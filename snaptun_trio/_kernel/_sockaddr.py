@@ -1,0 +1,121 @@
+# Raw socket addresses <-> Address, cached.
+#
+# The caches are bounded: a stranger chooses the addresses that we decode, and may choose a new one
+# for every datagram. This file knows the two internet families and nothing of sockets.
+
+from __future__ import annotations
+
+import socket
+import struct
+import sys
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal
+
+from ._abi import NAME_SIZE
+
+if TYPE_CHECKING:
+    from .._train import Address
+
+AF_INET = int(socket.AF_INET)
+AF_INET6 = int(socket.AF_INET6)
+
+# Entries of each cache. 16 384 peers at a few hundred bytes are some megabytes, and a flood of
+# strangers turns over the same entries.
+CACHE_SIZE = 16_384
+
+_MAPPED = bytes(10) + b"\xff\xff"  # ::ffff:0:0/96, an IPv4 peer on an IPv6 socket (RFC 4291)
+
+_IN = struct.Struct("=H2s4s8x")  # sockaddr_in: include/uapi/linux/in.h
+_IN6 = struct.Struct("=H2sI16sI")  # sockaddr_in6: include/uapi/linux/in6.h
+
+# The length of a name that is handed to the kernel, by family.
+NAME_LENGTHS = {AF_INET: _IN.size, AF_INET6: _IN6.size}
+
+
+@lru_cache(CACHE_SIZE)
+def decode(raw: bytes) -> Address | None:
+    """The address in a raw ``sockaddr`` of a received message.
+
+    `None` where there is none: a name of no length, or of another family.
+    """
+    family = int.from_bytes(raw[:2], _BYTE_ORDER)
+    if family == AF_INET and len(raw) >= _IN.size:
+        _, port, host = _IN.unpack(raw[: _IN.size])
+        return socket.inet_ntop(socket.AF_INET, host), int.from_bytes(port, "big")
+    if family == AF_INET6 and len(raw) >= _IN6.size:
+        _, port, flowinfo, host, scope_id = _IN6.unpack(raw[: _IN6.size])
+        return (
+            socket.inet_ntop(socket.AF_INET6, host),
+            int.from_bytes(port, "big"),
+            socket.ntohl(flowinfo),
+            scope_id,
+        )
+    return None
+
+
+@lru_cache(CACHE_SIZE)
+def encode(address: Address, family: int) -> bytes:
+    """The raw ``sockaddr`` for an address on a socket of this family, padded to ``NAME_SIZE``.
+
+    An IPv4 host on an IPv6 socket becomes the mapped address, as the kernel wants it.
+
+    Raises:
+      ValueError: the host is not numeric, is of the wrong family, or a number is out of range.
+      TypeError: the address is not a tuple of the right types.
+    """
+    if not (isinstance(address, tuple) and len(address) in (2, 4)):
+        raise TypeError(
+            f"an address is (host, port) or (host, port, flowinfo, scope_id), not {address!r}"
+        )
+    host, port = address[0], address[1]
+    flowinfo, scope_id = address[2:] if len(address) == 4 else (0, 0)
+    if not isinstance(host, str):
+        raise TypeError(f"the host of an address is a str, not {host!r}")
+    for number in (port, flowinfo, scope_id):
+        if not isinstance(number, int) or isinstance(number, bool):
+            raise TypeError(f"the numbers of an address are ints, not {number!r}")
+    if not (0 <= port <= 0xFFFF and 0 <= flowinfo <= 0xFFFFF and 0 <= scope_id <= 0xFFFFFFFF):
+        raise ValueError(f"a number of the address {address!r} is out of range")
+    port_bytes = port.to_bytes(2, "big")
+    if family == AF_INET:
+        raw = _IN.pack(AF_INET, port_bytes, numeric(host, socket.AF_INET))
+        return raw.ljust(NAME_SIZE, b"\0")
+    if family == AF_INET6:
+        packed = (
+            numeric(host, socket.AF_INET6)
+            if ":" in host
+            else _MAPPED + numeric(host, socket.AF_INET)
+        )
+        raw = _IN6.pack(AF_INET6, port_bytes, socket.htonl(flowinfo), packed, scope_id)
+        return raw.ljust(NAME_SIZE, b"\0")
+    raise ValueError(f"sockets of address family {family} are not supported")
+
+
+def mapped(address: Address, family: int) -> Address:
+    """The address as the standard library wants it on a socket of this family."""
+    if family == AF_INET6 and ":" not in address[0]:
+        return (f"::ffff:{address[0]}", address[1], 0, 0)
+    return address
+
+
+def is_ipv4(raw: bytes) -> bool:
+    """Whether a raw ``sockaddr`` leads over IPv4: an IPv4 address, or a mapped one."""
+    return int.from_bytes(raw[:2], _BYTE_ORDER) == AF_INET or raw[8:20] == _MAPPED
+
+
+def numeric(host: str, family: socket.AddressFamily) -> bytes:
+    """The bytes of a numeric host.
+
+    Raises:
+      ValueError: it is not one of this family.
+    """
+    try:
+        return socket.inet_pton(family, host)
+    except (OSError, ValueError):
+        version = "IPv4" if family == socket.AF_INET else "IPv6"
+        raise ValueError(
+            f"{host!r} is not a numeric {version} host; names are not resolved on the data path"
+        ) from None
+
+
+_BYTE_ORDER: Literal["little", "big"] = sys.byteorder

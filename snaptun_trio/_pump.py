@@ -1,0 +1,396 @@
+# BatchPump: two tasks and bounded channels between a receiver and a sender.
+#
+# It knows the two channel interfaces and no socket, so anything that gives or takes batches can
+# stand at its ends. Backpressure is the channel's bound: a full one stops the receiving task, then
+# the kernel's buffer fills, then the kernel drops, visibly. Only `open_batch_pump`, at the end of
+# the file, owns a socket.
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from collections import Counter
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NoReturn, final
+
+import trio
+
+from ._batch import PacketBatch
+from ._errors import SendBatchError
+from ._kernel import _options
+from ._receiver import UdpBatchReceiver
+from ._sender import UdpBatchSender
+from ._statistics import PumpStatistics
+
+if TYPE_CHECKING:
+    import socket as stdlib_socket
+    from collections.abc import AsyncIterator, Callable
+
+    from ._pool import PacketBufPool
+    from ._train import Address
+
+    Handler = Callable[[PacketBatch], PacketBatch | None]
+
+logger = logging.getLogger("snaptun_trio")
+
+# A log line for the same errno at most so often; a dead target would fill the disk otherwise.
+_SECONDS_BETWEEN_LINES = 60.0
+
+# Few, because what is in flight between two tasks should fit the processor's cache, and a batch is
+# up to a megabyte.
+DEFAULT_CAPACITY = 2
+
+
+@final
+class BatchPump(trio.abc.AsyncResource):
+    """Moves batches from a receiving channel to a sending one, with bounded memory between them.
+
+    Without a handler the application stands in the middle: it takes batches from `incoming` and
+    puts batches into `outgoing`. With one the pump forwards by itself.
+
+    **Backpressure**: each channel holds at most ``capacity`` batches. When one is full, the
+    receiving task stops. Then the kernel's socket buffer fills, then the kernel drops, and that
+    drop shows in `statistics`. Memory never grows.
+
+    Datagrams that the sending channel refuses for good (`SendBatchError`) do not end a pump: they
+    are counted, and logged to the logger ``snaptun_trio``, at most once a minute for each errno.
+
+    A pump runs once, in a nursery of the caller's: ``await nursery.start(pump.run)``.
+
+    Args:
+      receiver: where batches come from. The pump borrows it and does not close it.
+      sender: where batches go to, borrowed as well.
+      handler: a plain function that is called with each batch. It returns the batch to send, often
+        ``batch.to(address)``, or `None` for nothing. An exception of its ends the pump.
+      capacity: how many batches a channel holds, 1 or more.
+
+    Raises:
+      TypeError: an argument has the wrong type.
+      ValueError: ``capacity`` is less than 1.
+    """
+
+    def __init__(
+        self,
+        receiver: trio.abc.ReceiveChannel[PacketBatch],
+        sender: trio.abc.SendChannel[PacketBatch],
+        *,
+        handler: Handler | None = None,
+        capacity: int = DEFAULT_CAPACITY,
+    ) -> None:
+        if not isinstance(receiver, trio.abc.ReceiveChannel):
+            raise TypeError(f"receiver is a ReceiveChannel of batches, not {receiver!r:.80}")
+        if not isinstance(sender, trio.abc.SendChannel):
+            raise TypeError(f"sender is a SendChannel of batches, not {sender!r:.80}")
+        if handler is not None and not callable(handler):
+            raise TypeError(f"handler is a plain function, not {handler!r:.80}")
+        if not isinstance(capacity, int):
+            raise TypeError(f"capacity is an int, not {capacity!r}")
+        if capacity < 1:
+            raise ValueError(f"capacity is 1 or more, not {capacity}")
+        self._receiver = receiver
+        self._sender = sender
+        self._handler = handler
+        # The receiving task puts into ``_first``, the sending task takes from ``_last``.
+        self._first, self._incoming = trio.open_memory_channel[PacketBatch](capacity)
+        if handler is None:
+            self._outgoing, self._last = trio.open_memory_channel[PacketBatch](capacity)
+        else:
+            self._outgoing, self._last = self._first, self._incoming
+        self._running = trio.CancelScope()
+        self._receiving = trio.CancelScope()
+        self._idle: trio.CancelScope | None = None
+        self._started = self._draining = False
+        self._ended = trio.Event()
+        self._batches_received = self._datagrams_received = 0
+        self._batches_sent = self._datagrams_sent = 0
+        self._batches_discarded = self._datagrams_discarded = 0
+        self._failed: Counter[int] = Counter()
+        self._next_line: dict[int, float] = {}
+
+    @property
+    def receiver(self) -> trio.abc.ReceiveChannel[PacketBatch]:
+        """Where batches come from."""
+        return self._receiver
+
+    @property
+    def sender(self) -> trio.abc.SendChannel[PacketBatch]:
+        """Where batches go to."""
+        return self._sender
+
+    @property
+    def incoming(self) -> trio.MemoryReceiveChannel[PacketBatch]:
+        """The received batches, for the application. It ends when the receiving side has ended.
+
+        Closing it tells the pump to stop receiving.
+
+        Raises:
+          RuntimeError: the pump has a handler.
+        """
+        self._check_no_handler()
+        return self._incoming
+
+    @property
+    def outgoing(self) -> trio.MemorySendChannel[PacketBatch]:
+        """For the batches that the application wants sent. Closing it lets the pump end.
+
+        Raises:
+          RuntimeError: the pump has a handler.
+        """
+        self._check_no_handler()
+        return self._outgoing
+
+    def _check_no_handler(self) -> None:
+        if self._handler is not None:
+            raise RuntimeError("a pump with a handler forwards by itself; there is no middle")
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Move batches until the receiving side has ended and everything is sent, or `close`.
+
+        The receiving side ends with `trio.EndOfChannel`, or when the receiver is closed; a UDP
+        socket does not end by itself. Without a handler the application sees the end of `incoming`
+        then, and lets the pump end by closing `outgoing`.
+
+        If cancelled, the batches that wait to be sent or are under way are discarded, and counted.
+
+        Raises:
+          RuntimeError: the pump ran before.
+          trio.ClosedResourceError: the pump was closed before, or its sender was closed.
+          Exception: whatever the handler, the receiver or the sender raises. A single exception is
+            never wrapped in a group.
+        """
+        if self._started:
+            raise RuntimeError("a pump runs once")
+        if self._ended.is_set():
+            raise trio.ClosedResourceError("the pump is closed")
+        self._started = True
+        try:
+            with self._running:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._receive_all)
+                    nursery.start_soon(self._send_all)
+                    task_status.started()
+        except BaseExceptionGroup as group:
+            _raise_single(group)
+        finally:
+            self._end()
+
+    @trio.lowlevel.enable_ki_protection
+    async def _receive_all(self) -> None:
+        with self._first, self._receiving:
+            while True:
+                try:
+                    batch = await self._receiver.receive()
+                except (trio.EndOfChannel, trio.ClosedResourceError):
+                    return
+                self._batches_received += 1
+                self._datagrams_received += len(batch)
+                passed_on = False
+                try:
+                    if self._handler is not None:
+                        answer = self._handler(batch)
+                        if answer is None:
+                            continue
+                        batch = answer
+                    try:
+                        # `receive` was a checkpoint; another one for each batch would cost as much
+                        # as the system call.
+                        self._first.send_nowait(batch)
+                    except trio.WouldBlock:
+                        await self._first.send(batch)
+                    passed_on = True
+                except trio.BrokenResourceError:
+                    return  # the application closed `incoming`
+                finally:
+                    if not passed_on:
+                        self._discard(batch)
+
+    @trio.lowlevel.enable_ki_protection
+    async def _send_all(self) -> None:
+        # The channel stays open until `_end` has counted what is left in it.
+        while True:
+            try:
+                batch = self._last.receive_nowait()
+            except trio.EndOfChannel:
+                return
+            except trio.WouldBlock:
+                if self._draining:
+                    return
+                with trio.CancelScope() as self._idle:
+                    try:
+                        batch = await self._last.receive()
+                    except trio.EndOfChannel:
+                        return
+                if self._idle.cancelled_caught:
+                    continue
+            await self._send(batch)
+
+    async def _send(self, batch: PacketBatch) -> None:
+        failed = 0
+        try:
+            await self._sender.send(batch)
+        except SendBatchError as error:
+            for failure in error.failures:
+                failed += len(failure.train)
+                self._failed[failure.error.errno or 0] += len(failure.train)
+                self._log(failure.error)
+        except BaseException:
+            self._discard(batch)
+            raise
+        self._batches_sent += 1
+        self._datagrams_sent += len(batch) - failed
+
+    def _discard(self, batch: PacketBatch) -> None:
+        self._batches_discarded += 1
+        self._datagrams_discarded += len(batch)
+
+    def _log(self, error: OSError) -> None:
+        now = trio.current_time()
+        number = error.errno or 0
+        if now >= self._next_line.get(number, -math.inf):
+            self._next_line[number] = now + _SECONDS_BETWEEN_LINES
+            logger.warning("datagrams could not be sent: %s", error)
+
+    async def drain(self) -> None:
+        """Stop receiving, send what was put into `outgoing` already, and wait until `run` is over.
+
+        If cancelled, the pump goes on draining.
+        """
+        self._draining = True
+        self._receiving.cancel(reason="the pump is draining")
+        if self._idle is not None:
+            self._idle.cancel(reason="the pump is draining")
+        if not self._started:
+            self._end()
+        await self._ended.wait()
+
+    def close(self) -> None:
+        """End the pump now. Batches that wait to be sent or are under way are discarded.
+
+        They are counted. Receiver and sender stay open. Closing again does nothing.
+        """
+        self._running.cancel(reason="the pump was closed")
+        if not self._started:
+            self._end()
+
+    async def aclose(self) -> None:
+        """`close`, and a checkpoint."""
+        self.close()
+        await trio.lowlevel.checkpoint()
+
+    def _end(self) -> None:
+        # What nobody will take any more must not vanish from the account. `incoming` the
+        # application may still read to its end.
+        with contextlib.suppress(trio.WouldBlock, trio.EndOfChannel, trio.ClosedResourceError):
+            while True:
+                self._discard(self._last.receive_nowait())
+        for end in (self._first, self._outgoing, self._last):
+            end.close()
+        self._ended.set()
+
+    def statistics(self) -> PumpStatistics:
+        """A snapshot of what the pump has moved, and of its two ends where they keep count."""
+        receiver, sender = self._receiver, self._sender
+        return PumpStatistics(
+            batches_received=self._batches_received,
+            datagrams_received=self._datagrams_received,
+            batches_sent=self._batches_sent,
+            datagrams_sent=self._datagrams_sent,
+            batches_discarded=self._batches_discarded,
+            datagrams_discarded=self._datagrams_discarded,
+            datagrams_failed=self._failed.total(),
+            failures=MappingProxyType(dict(self._failed)),
+            batches_incoming=self._first.statistics().current_buffer_used,
+            batches_outgoing=self._outgoing.statistics().current_buffer_used,
+            receiver=receiver.statistics() if isinstance(receiver, UdpBatchReceiver) else None,
+            sender=sender.statistics() if isinstance(sender, UdpBatchSender) else None,
+        )
+
+
+def _raise_single(group: BaseExceptionGroup[BaseException]) -> NoReturn:
+    """Raise the one exception that a group is about, or else the group.
+
+    A task that was cancelled because another one failed says nothing of its own.
+    """
+    leaves: list[BaseException] = []
+    groups = [group]
+    while groups:
+        for exception in groups.pop().exceptions:
+            if isinstance(exception, BaseExceptionGroup):
+                groups.append(exception)
+            else:
+                leaves.append(exception)
+    errors = [leaf for leaf in leaves if not isinstance(leaf, trio.Cancelled)]
+    if len(errors) > 1:
+        raise group
+    single = errors[0] if errors else leaves[0]
+    context = single.__context__
+    try:
+        raise single
+    finally:
+        # Raising it here made the group its context, and the error would be shown twice.
+        single.__context__ = context
+        del single, errors, leaves, groups, group, context
+
+
+@contextlib.asynccontextmanager
+async def open_batch_pump(
+    socket: trio.socket.SocketType | stdlib_socket.socket | Address,
+    *,
+    handler: Handler | None = None,
+    capacity: int = DEFAULT_CAPACITY,
+    pool: PacketBufPool | None = None,
+    batch_size: int = 256,
+    gro: bool = True,
+    gso: bool = True,
+    ecn: bool = False,
+    packet_info: bool = False,
+    timestamps: bool = False,
+) -> AsyncIterator[BatchPump]:
+    """A running `BatchPump` that owns its socket, receiver, sender and nursery.
+
+    Leaving the block stops receiving, sends everything that was put into ``pump.outgoing`` already,
+    and closes the socket. Leaving it by an exception or by cancellation closes at once. A single
+    exception, of the block or of the pump, is never wrapped in a group. Entering is a checkpoint
+    and does not wait; leaving is one, and waits for the socket to take what is left.
+
+    Datagrams are sent with DF set: see `UdpBatchSender` for what an oversize one gets.
+
+    Args:
+      socket: a bound UDP socket, which is closed at the end; or a numeric local address to bind one
+        to, with port 0 for any. ``"::"`` takes IPv4 as well. A socket that is opened here asks for
+        send and receive buffers of 4 MiB; the kernel may grant less, see the statistics.
+      handler: as for `BatchPump`.
+      capacity: as for `BatchPump`.
+      pool: as for `UdpBatchReceiver`, and so are ``batch_size``, ``gro``, ``ecn``, ``packet_info``
+        and ``timestamps``.
+      gso: as for `UdpBatchSender`.
+
+    Raises:
+      OSError: the address cannot be bound.
+      TypeError, ValueError: see `BatchPump`, `UdpBatchReceiver` and `UdpBatchSender`.
+    """
+    sock = _options.open_socket(socket) if isinstance(socket, tuple) else socket
+    try:
+        receiver = UdpBatchReceiver(
+            sock,
+            pool,
+            batch_size=batch_size,
+            gro=gro,
+            ecn=ecn,
+            packet_info=packet_info,
+            timestamps=timestamps,
+        )
+        with receiver, UdpBatchSender(sock, gso=gso) as sender:
+            pump = BatchPump(receiver, sender, handler=handler, capacity=capacity)
+            try:
+                async with trio.open_nursery() as nursery:
+                    await nursery.start(pump.run)
+                    yield pump
+                    await pump.drain()
+            except BaseExceptionGroup as group:
+                _raise_single(group)
+            finally:
+                pump.close()
+    finally:
+        _options.close_socket(sock)

@@ -1,0 +1,290 @@
+# UdpBatchReceiver: when to wait, and what a batch is.
+#
+# The system call itself is the backend's, the memory the pool's. This file decides how much a call
+# is offered, which errors end a receive, and that no datagram that the kernel handed over is lost
+# to a cancellation, a close or a handler that raises. It must not know the sender.
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import TYPE_CHECKING, final
+
+import trio
+
+from ._batch import PacketBatch, batch_of
+from ._gate import Gate
+from ._kernel import _errnos, _options, pick_backend
+from ._kernel._abi import check_batch_size
+from ._pool import GRO_BUFFER_SIZE, PacketBufPool
+from ._statistics import ReceiverStatistics
+from ._train import PacketTrain, make_train
+
+if TYPE_CHECKING:
+    import socket as stdlib_socket
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from ._kernel._interface import Received
+    from ._train import Address
+
+# How many bytes a call is offered, more or less. What travels between two tasks should fit the
+# processor's cache: more slots than that make each datagram dearer, not cheaper.
+_BYTES_A_CALL = 1 << 20
+_FEWEST_SLOTS = 16
+
+# How many errors about earlier datagrams one receive call takes in before it lets others run.
+_MOST_ERRORS = 64
+
+
+@final
+class UdpBatchReceiver(trio.abc.ReceiveChannel[PacketBatch]):
+    """Receives UDP datagrams in batches: everything that is queued, with one system call.
+
+    The receiver is created once for a socket and reused. It borrows the socket and never closes
+    it. Any number of receivers can share one pool.
+
+    ``async for batch in receiver`` goes on until the receiver or the socket is closed, which raises
+    `trio.ClosedResourceError`; a UDP socket has no end of its own.
+
+    Args:
+      socket: a UDP socket of IPv4 or IPv6, a `trio.socket.SocketType` or a non-blocking
+        `socket.socket`. Whoever closes the latter calls `trio.lowlevel.notify_closing` first.
+      pool: the memory to receive into; by default one of the receiver's own.
+      batch_size: the most messages that one system call takes, 1 to `MAX_BATCH_SIZE`. With GRO a
+        message can be a train of datagrams. How many are offered within this limit follows the
+        traffic: about a megabyte a call.
+      gro: let the kernel hand out trains of datagrams (UDP_GRO). It needs a pool with the default
+        ``buffer_size``. ``SNAPTUN_TRIO_GRO=0`` in the environment switches it off as well. On a
+        socket where somebody has switched it on, it stays on.
+      ecn: report the ECN bits of each train, in ``train.ecn``.
+      packet_info: report where each train arrived, in ``train.local_address`` and
+        ``train.interface_index``.
+      timestamps: report when the kernel received each train, in ``train.timestamp_ns``.
+
+    Raises:
+      TypeError: an argument has the wrong type.
+      ValueError: the socket is not fit, ``batch_size`` is out of range, the pool's buffers are too
+        small for GRO, or this system cannot report what is asked for.
+    """
+
+    def __init__(
+        self,
+        socket: trio.socket.SocketType | stdlib_socket.socket,
+        pool: PacketBufPool | None = None,
+        *,
+        batch_size: int = 256,
+        gro: bool = True,
+        ecn: bool = False,
+        packet_info: bool = False,
+        timestamps: bool = False,
+    ) -> None:
+        self._socket = _options.check_socket(socket)
+        self._batch_size = check_batch_size(batch_size)
+        if pool is None:
+            pool = PacketBufPool()
+        elif not isinstance(pool, PacketBufPool):
+            raise TypeError(f"pool is a PacketBufPool, not {pool!r}")
+        if gro and pool.buffer_size < GRO_BUFFER_SIZE:
+            raise ValueError(
+                f"GRO needs buffers of {GRO_BUFFER_SIZE} bytes, not {pool.buffer_size}: "
+                "the kernel would throw the rest of each train away"
+            )
+        self._pool = pool
+        _options.report(self._socket, ecn=ecn, packet_info=packet_info, timestamps=timestamps)
+        if gro and not _options.switched_off("GRO"):
+            _options.enable_gro(self._socket)
+        self._backend = pick_backend()
+        self._gate = Gate(self._socket, trio.lowlevel.wait_readable, "receiving from this receiver")
+        self._slots = batch_size
+        self._held: PacketBatch | None = None
+        self._drops_before = _options.kernel_drops(self._socket)
+        self._calls = self._trains = self._datagrams = self._bytes = 0
+        self._truncated = self._datagrams_lost = self._bytes_lost = 0
+        self._trains_unknown = self._bytes_unknown = 0
+
+    @property
+    def socket(self) -> trio.socket.SocketType | stdlib_socket.socket:
+        """The socket that was lent."""
+        return self._socket
+
+    @property
+    def batch_size(self) -> int:
+        """The most messages that one system call takes."""
+        return self._batch_size
+
+    @trio.lowlevel.enable_ki_protection
+    async def receive(self) -> PacketBatch:
+        """Receive everything that is queued, at least one datagram, waiting for it if need be.
+
+        A cancelled receive has received nothing: no datagram is ever lost to it.
+
+        Raises:
+          trio.ClosedResourceError: the receiver or the socket is closed, before or during it.
+          trio.BusyResourceError: another task is receiving.
+          OSError: the kernel reported an error that is not about an earlier datagram.
+        """
+        with self._gate:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            batch = self._take()
+            if batch is not None:
+                # The datagrams are out of the kernel: from here on there is no way back.
+                await trio.lowlevel.cancel_shielded_checkpoint()
+                return batch
+            while batch is None:
+                await self._gate.wait()
+                batch = self._take()
+            return batch
+
+    @trio.lowlevel.enable_ki_protection
+    def receive_nowait(self) -> PacketBatch:
+        """Receive everything that is queued, without waiting.
+
+        Raises:
+          trio.WouldBlock: nothing is queued.
+          trio.ClosedResourceError: the receiver or the socket is closed.
+          OSError: see `receive`.
+        """
+        batch = self._take()
+        if batch is None:
+            raise trio.WouldBlock
+        return batch
+
+    async def recv_batch(self, handler: Callable[[bytes, Address | None], object]) -> None:
+        """Receive once, and call ``handler(packet, address)`` for each datagram, in order.
+
+        If the handler raises, the exception goes up unchanged. The datagram it was called with
+        counts as delivered; those it did not get to are delivered by the next receive, of whatever
+        kind. A cancelled call has received nothing.
+
+        Args:
+          handler: a plain function; what it returns is ignored.
+
+        Raises:
+          trio.ClosedResourceError, trio.BusyResourceError, OSError: see `receive`.
+        """
+        batch = await self.receive()
+        called = 0
+        try:
+            for packet, address in batch:
+                called += 1
+                handler(packet, address)
+        except BaseException:
+            if called < len(batch):
+                self._held = _rest(batch, called)
+            raise
+
+    def statistics(self) -> ReceiverStatistics:
+        """A snapshot of what the receiver has counted; afterwards too, when it is closed."""
+        held = 0 if self._held is None else len(self._held)
+        drops = _options.kernel_drops(self._socket) if self._socket.fileno() >= 0 else None
+        return ReceiverStatistics(
+            receive_calls=self._calls,
+            trains_received=self._trains,
+            datagrams_received=self._datagrams,
+            bytes_received=self._bytes,
+            datagrams_delivered=self._datagrams - held,
+            datagrams_held=held,
+            datagrams_truncated=self._truncated,
+            datagrams_lost_to_truncation=self._datagrams_lost,
+            bytes_lost_to_truncation=self._bytes_lost,
+            trains_with_unknown_boundaries=self._trains_unknown,
+            bytes_with_unknown_boundaries=self._bytes_unknown,
+            asynchronous_errors=MappingProxyType(dict(self._gate.asynchronous_errors)),
+            buffers_dropped_by_kernel=(
+                None if drops is None else (drops - (self._drops_before or 0)) & 0xFFFFFFFF
+            ),
+            receive_buffer_size=_options.receive_buffer_size(self._socket),
+            gro=_options.gro_enabled(self._socket),
+        )
+
+    def close(self) -> None:
+        """Stop receiving, now and for good. The socket stays open.
+
+        A task that waits in `receive` gets `trio.ClosedResourceError`. Closing again does nothing.
+        """
+        self._gate.close()
+
+    async def aclose(self) -> None:
+        """`close`, and a checkpoint."""
+        self.close()
+        await trio.lowlevel.checkpoint()
+
+    def __enter__(self) -> UdpBatchReceiver:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _take(self) -> PacketBatch | None:
+        """What a handler left over, or what one system call brings; `None` where nothing is."""
+        self._gate.check_open()
+        if self._held is not None:
+            batch, self._held = self._held, None
+            return batch
+        for _ in range(_MOST_ERRORS):
+            slab = self._pool.take(self._batch_size)
+            try:
+                received = self._backend.receive(self._socket, slab, self._slots)
+            except BlockingIOError:
+                return None
+            except OSError as error:
+                if error.errno in _errnos.GONE:
+                    raise trio.ClosedResourceError("the socket was closed") from None
+                if error.errno not in _errnos.ASYNCHRONOUS:
+                    raise
+                self._gate.asynchronous_errors[error.errno or 0] += 1
+                continue
+            finally:
+                self._pool.put_back(slab)
+            self._account(received)
+            if received.columns.count:
+                return batch_of(received.columns)
+        return None
+
+    def _account(self, received: Received) -> None:
+        columns = received.columns
+        count, nbytes = columns.count, columns.nbytes
+        self._gate.progress()
+        self._calls += 1
+        self._trains += count
+        self._datagrams += columns.datagrams
+        self._bytes += nbytes
+        if columns.truncated or received.bytes_lost or received.trains_unknown or received.error:
+            self._truncated += columns.truncated
+            self._datagrams_lost += received.datagrams_lost
+            self._bytes_lost += received.bytes_lost
+            self._trains_unknown += received.trains_unknown
+            self._bytes_unknown += received.bytes_unknown
+            if received.error is not None and received.error.errno is not None:
+                self._gate.asynchronous_errors[received.error.errno] += 1
+        if nbytes:
+            fitting = _BYTES_A_CALL * count // nbytes
+            self._slots = max(min(fitting, self._batch_size), min(_FEWEST_SLOTS, self._batch_size))
+
+
+def _rest(batch: PacketBatch, skipped: int) -> PacketBatch:
+    """The batch without its first ``skipped`` datagrams."""
+    kept: list[PacketTrain] = []
+    for train in batch.trains:
+        count = len(train)
+        if skipped >= count:
+            skipped -= count
+            continue
+        if skipped:
+            train = make_train(
+                train.data[skipped * train.segment_size :],
+                train.segment_size,
+                train.address,
+                train.ecn,
+                train.local_address,
+                train.interface_index,
+                train.timestamp_ns,
+            )
+            skipped = 0
+        kept.append(train)
+    return PacketBatch(kept)

@@ -1,0 +1,444 @@
+# UdpBatchSender: the flush, and what a refusal of the kernel means.
+#
+# How columns become system calls is the backend's, what waits is in `_queue`. This file decides for
+# every error whether it is about the socket, about GSO, about an earlier datagram or about this
+# one, and accounts for each datagram exactly once. It must not know the receiver.
+
+from __future__ import annotations
+
+import enum
+import errno
+import logging
+from collections import Counter
+from types import MappingProxyType
+from typing import TYPE_CHECKING, final
+
+import trio
+
+from ._batch import KEEP, PacketBatch, TrainColumns, columns_of
+from ._coalesce import MAX_PAYLOAD_IPV4, MAX_PAYLOAD_IPV6
+from ._errors import PacketTooLargeError, QueueFullError, SendBatchError, SendFailure
+from ._gate import Gate
+from ._kernel import _errnos, _options, _sockaddr, pick_backend
+from ._kernel._abi import check_batch_size
+from ._kernel._interface import START
+from ._queue import SendQueue
+from ._statistics import SenderStatistics
+from ._train import PacketTrain, flat_view, make_train
+
+if TYPE_CHECKING:
+    import socket as stdlib_socket
+    from types import TracebackType
+
+    from ._batch import Columns, Target
+    from ._kernel._interface import Position, Sent
+    from ._queue import Unsent
+    from ._train import Address, Packet
+
+logger = logging.getLogger("snaptun_trio")
+
+# A flush lets other tasks run after so many messages. The kernel takes 1 to 5 us for each.
+_MESSAGES_A_TURN = 1024
+
+
+class _Turn(enum.Enum):
+    """How one turn of sending ended."""
+
+    DONE = enum.auto()
+    MORE = enum.auto()
+    BLOCKED = enum.auto()
+
+
+@final
+class UdpBatchSender(trio.abc.SendChannel[PacketBatch]):
+    """Sends UDP datagrams in batches: as few system calls as the kernel allows.
+
+    The sender is created once for a socket and reused. It borrows the socket and never closes it.
+    It sets the path MTU discovery of the socket to PROBE, so that everything is sent with DF: a
+    datagram that is larger than the interface's MTU is refused with EMSGSIZE, and none is ever
+    fragmented.
+
+    The order of the datagrams to one target is kept. Between targets it may change: packets for
+    one target are gathered into trains even when packets for others stood between them.
+
+    Args:
+      socket: a bound or connected UDP socket of IPv4 or IPv6, a `trio.socket.SocketType` or a
+        non-blocking `socket.socket`.
+      batch_size: the datagrams that the queue holds, 1 to `MAX_BATCH_SIZE`.
+      max_packet_size: the largest datagram that is accepted, in bytes, 1 to 65 527. No IPv4
+        datagram holds more than the default.
+      gso: let the kernel cut trains into datagrams (UDP_SEGMENT). It is switched off by itself
+        where the kernel shows that it cannot. ``SNAPTUN_TRIO_GSO=0`` in the environment switches it
+        off as well, for a kernel that corrupts trains.
+
+    Raises:
+      TypeError: an argument has the wrong type.
+      ValueError: the socket is not fit, or a number is out of its range.
+    """
+
+    def __init__(
+        self,
+        socket: trio.socket.SocketType | stdlib_socket.socket,
+        *,
+        batch_size: int = 64,
+        max_packet_size: int = MAX_PAYLOAD_IPV4,
+        gso: bool = True,
+    ) -> None:
+        self._socket = _options.check_socket(socket)
+        self._batch_size = check_batch_size(batch_size)
+        if not isinstance(max_packet_size, int):
+            raise TypeError(f"max_packet_size is an int, not {max_packet_size!r}")
+        if not 1 <= max_packet_size <= MAX_PAYLOAD_IPV6:
+            raise ValueError(f"max_packet_size is 1 to {MAX_PAYLOAD_IPV6}, not {max_packet_size}")
+        self._max_packet_size = max_packet_size
+        _options.check_bound(self._socket)
+        self._family = int(self._socket.family)
+        self._gso = (
+            _options.gso_available(self._socket) and gso and not _options.switched_off("GSO")
+        )
+        _options.forbid_fragmentation(self._socket)
+        self._backend = pick_backend()
+        self._gate = Gate(self._socket, trio.lowlevel.wait_writable, "sending with this sender")
+        self._queue = SendQueue(self._family)
+        self._failures: list[SendFailure] = []
+        self._sent = self._discarded = 0
+        self._calls = self._trains = self._bytes = self._gso_fallbacks = 0
+        self._failed: Counter[int] = Counter()
+
+    @property
+    def socket(self) -> trio.socket.SocketType | stdlib_socket.socket:
+        """The socket that was lent."""
+        return self._socket
+
+    @property
+    def batch_size(self) -> int:
+        """The datagrams that the queue holds."""
+        return self._batch_size
+
+    @property
+    def max_packet_size(self) -> int:
+        """The largest datagram that is accepted, in bytes."""
+        return self._max_packet_size
+
+    @property
+    def gso(self) -> bool:
+        """Whether the kernel cuts the trains."""
+        return self._gso
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether everything that was queued has been sent, or was refused for good."""
+        return self._queue.datagrams == 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the queue holds ``batch_size`` datagrams, or more that a `send` left over."""
+        return self._queue.datagrams >= self._batch_size
+
+    # -- the queue
+
+    def try_queue_packet(self, packet: Packet, target: Address | None) -> None:
+        """Queue one packet; nothing is sent before a flush. Neither waits nor copies.
+
+        Args:
+          packet: any bytes-like object. If it can change, it must not before it is sent.
+          target: a numeric address, or `None` for the connected peer.
+
+        Raises:
+          QueueFullError: the queue is full. Nothing was queued.
+          PacketTooLargeError: the packet is over ``max_packet_size``. Nothing was queued.
+          trio.ClosedResourceError: the sender is closed.
+          TypeError, ValueError: not a packet, or not an address that this socket can send to.
+        """
+        self._check_open()
+        payload = packet if isinstance(packet, bytes) else flat_view(packet).toreadonly()
+        length = len(payload)
+        if length > self._max_packet_size:
+            raise PacketTooLargeError(packet, target, length, self._max_packet_size)
+        if self._queue.datagrams >= self._batch_size:
+            raise QueueFullError(packet, target, self._batch_size)
+        self._queue.put(payload, target, 1)
+
+    def try_queue_train(self, train: PacketTrain) -> None:
+        """Queue a whole train, to be sent as one where the kernel allows. Neither waits nor copies.
+
+        It fits if the queue is empty, however long it is, or if there is room for all of it.
+
+        Raises:
+          QueueFullError: it does not fit. Nothing was queued.
+          PacketTooLargeError: its datagrams are over ``max_packet_size``. Nothing was queued.
+          trio.ClosedResourceError: the sender is closed.
+          TypeError, ValueError: not a train, or its address is none that this socket can send to.
+        """
+        self._check_open()
+        if not isinstance(train, PacketTrain):
+            raise TypeError(f"a PacketTrain is needed, not {train!r:.60}")
+        longest = min(train.segment_size, train.nbytes)
+        if longest > self._max_packet_size:
+            raise PacketTooLargeError(train.data, train.address, longest, self._max_packet_size)
+        datagrams = len(train)
+        if self._queue.datagrams and self._queue.datagrams + datagrams > self._batch_size:
+            raise QueueFullError(train.data, train.address, self._batch_size)
+        self._queue.put(train, train.address, datagrams)
+
+    # -- sending
+
+    @trio.lowlevel.enable_ki_protection
+    def try_flush_best_effort(self) -> None:
+        """Send what can be sent now; never waits.
+
+        Raises:
+          SendBatchError: some datagrams can never be sent; they are out of the queue. Whether
+            something else had to stay in it is told by `is_empty`.
+          trio.WouldBlock: something had to stay queued.
+          trio.ClosedResourceError: the sender or the socket is closed.
+          OSError: the kernel reported an error of the socket as a whole.
+        """
+        turn = self._send_all_now()
+        self._raise_failures()
+        if turn is _Turn.BLOCKED:
+            raise trio.WouldBlock
+
+    @trio.lowlevel.enable_ki_protection
+    async def flush(self) -> None:
+        """Send everything that is queued, waiting for the socket as often as need be.
+
+        If cancelled, exactly what was not sent yet stays in the queue. Refusals that were met until
+        then are reported by the next flush or send that gets to its end.
+
+        Raises:
+          SendBatchError: some datagrams can never be sent. Everything else is sent.
+          trio.BusyResourceError: another task is flushing or sending.
+          trio.ClosedResourceError: the sender or the socket is closed, before or during it.
+          OSError: see `try_flush_best_effort`.
+        """
+        with self._gate:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            if not await self._send_all():
+                await trio.lowlevel.cancel_shielded_checkpoint()
+        self._raise_failures()
+
+    @trio.lowlevel.enable_ki_protection
+    async def send(self, value: PacketBatch) -> None:
+        """Send a batch of any length, after everything that is queued.
+
+        If cancelled while earlier datagrams are in the way, nothing of the batch was accepted. If
+        cancelled later, exactly what was not sent yet stays in the queue, for the next flush.
+
+        Args:
+          value: the batch. Its trains are split where they are over the kernel's limits.
+
+        Raises:
+          SendBatchError: some datagrams, of the queue or of the batch, can never be sent.
+            Everything else is sent.
+          trio.BusyResourceError: another task is flushing or sending.
+          trio.ClosedResourceError: the sender or the socket is closed, before or during it.
+          TypeError, ValueError: not a batch, or an address is none that this socket can send to.
+          OSError: see `try_flush_best_effort`.
+        """
+        accepted = self._check_batch(value)
+        with self._gate:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            yielded = await self._send_all() if self._queue.datagrams else False
+            self._queue.put_columns(*accepted)
+            if not (await self._send_all() or yielded):
+                await trio.lowlevel.cancel_shielded_checkpoint()
+        self._raise_failures()
+
+    @trio.lowlevel.enable_ki_protection
+    def send_nowait(self, value: PacketBatch) -> None:
+        """Send a batch without waiting, after everything that is queued.
+
+        If the socket takes only a part of it, the rest stays queued and the batch is accepted.
+
+        Raises:
+          trio.WouldBlock: the socket takes nothing now. Nothing of the batch was accepted.
+          SendBatchError: some datagrams can never be sent. The batch was accepted.
+          trio.BusyResourceError: another task is flushing or sending.
+          trio.ClosedResourceError, TypeError, ValueError, OSError: see `send`.
+        """
+        accepted = self._check_batch(value)
+        with self._gate:
+            if self._send_all_now() is _Turn.BLOCKED:
+                raise trio.WouldBlock
+            unsent = self._queue.put_columns(*accepted)
+            turn = self._send_all_now()
+        if turn is _Turn.BLOCKED and unsent.position == START:
+            self._queue.take_back(unsent)
+            raise trio.WouldBlock
+        self._raise_failures()
+
+    def statistics(self) -> SenderStatistics:
+        """A snapshot of what the sender has counted; afterwards too, when it is closed."""
+        return SenderStatistics(
+            send_calls=self._calls,
+            trains_sent=self._trains,
+            datagrams_submitted=self._queue.submitted,
+            datagrams_sent=self._sent,
+            bytes_sent=self._bytes,
+            datagrams_failed=self._failed.total(),
+            datagrams_discarded=self._discarded,
+            failures=MappingProxyType(dict(self._failed)),
+            datagrams_queued=self._queue.datagrams,
+            asynchronous_errors=MappingProxyType(dict(self._gate.asynchronous_errors)),
+            gso_fallbacks=self._gso_fallbacks,
+            send_buffer_size=_options.send_buffer_size(self._socket),
+            gso=self._gso,
+        )
+
+    def close(self) -> None:
+        """Stop sending, now and for good. The socket stays open.
+
+        What is queued is discarded, and counted. A task that waits in `flush` or `send` gets
+        `trio.ClosedResourceError`. Closing again does nothing.
+        """
+        self._gate.close()
+        self._discarded += self._queue.clear()
+
+    async def aclose(self) -> None:
+        """`close`, and a checkpoint. It does not flush."""
+        self.close()
+        await trio.lowlevel.checkpoint()
+
+    def __enter__(self) -> UdpBatchSender:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # -- how
+
+    def _check_open(self) -> None:
+        if self._gate.closed:
+            raise trio.ClosedResourceError("the sender is closed")
+
+    def _check_batch(self, batch: PacketBatch) -> tuple[Columns, Target]:
+        if not isinstance(batch, PacketBatch):
+            raise TypeError(f"a PacketBatch is needed, not {batch!r:.60}")
+        self._gate.check_open()
+        columns, target = columns_of(batch)
+        if target is not KEEP:
+            if target is not None:
+                _sockaddr.encode(target, self._family)
+        elif isinstance(columns, TrainColumns):
+            for address in columns.addresses:
+                if address is not None:
+                    _sockaddr.encode(address, self._family)
+        return columns, target
+
+    async def _send_all(self) -> bool:
+        """Send until nothing is left. Returns whether other tasks could run meanwhile."""
+        yielded = False
+        while (turn := self._send_a_turn()) is not _Turn.DONE:
+            yielded = True
+            if turn is _Turn.BLOCKED:
+                await self._gate.wait()
+            else:
+                await trio.lowlevel.checkpoint()
+        return yielded
+
+    def _send_all_now(self) -> _Turn:
+        while (turn := self._send_a_turn()) is _Turn.MORE:
+            pass
+        return turn
+
+    def _raise_failures(self) -> None:
+        if self._failures:
+            failures, self._failures = self._failures, []
+            raise SendBatchError(failures)
+
+    def _send_a_turn(self) -> _Turn:
+        """Send until nothing is left, the socket is full, or it is the others' turn."""
+        self._gate.check_open()
+        messages = 0
+        while messages < _MESSAGES_A_TURN:
+            unsent = self._queue.first()
+            if unsent is None:
+                return _Turn.DONE
+            outcome = self._backend.send(
+                self._socket, unsent.columns, unsent.target, unsent.position, self._gso
+            )
+            if outcome.error is None:
+                self._advance(unsent, outcome)
+                messages += outcome.messages
+            elif isinstance(outcome.error, BlockingIOError):
+                return _Turn.BLOCKED
+            else:
+                self._refused(unsent, outcome, outcome.error)
+                messages += 1
+        return _Turn.MORE
+
+    def _advance(self, unsent: Unsent, outcome: Sent) -> None:
+        """Account for what the kernel took."""
+        if unsent.first_error is not None:
+            # The second try went through, so the error was about an earlier datagram.
+            self._gate.asynchronous_errors[unsent.first_error.errno or 0] += 1
+            unsent.first_error = None
+        self._gate.progress()
+        self._calls += 1
+        self._trains += outcome.messages
+        self._sent += outcome.datagrams
+        self._bytes += outcome.nbytes
+        self._queue.move_on(outcome.position, outcome.datagrams)
+
+    def _refused(self, unsent: Unsent, outcome: Sent, error: OSError) -> None:
+        """Decide what a refusal is about. Nothing of the refused message was sent."""
+        if error.errno in _errnos.GONE:
+            raise trio.ClosedResourceError("the socket was closed") from None
+        if unsent.first_error is None:
+            # It may be about an earlier datagram (ICMP came back), or a passing fault: the kernel
+            # reports such an error once, and the same message goes through on the second try.
+            unsent.first_error = error
+            return
+        unsent.first_error = None
+        if outcome.segmented and error.errno in (errno.EIO, errno.EINVAL):
+            if error.errno == errno.EIO:
+                # The kernel's one word for "I cannot segment on this route" (net/ipv4/udp.c).
+                self._switch_gso_off(error)
+                return
+            # EINVAL has many reasons: port 0, a blackhole route, a segment limit. The same data
+            # without segmentation tells whether GSO is one of them.
+            single = self._backend.send_single(
+                self._socket, unsent.columns, unsent.target, unsent.position
+            )
+            if single.error is None:
+                self._switch_gso_off(error)
+                self._advance(unsent, single)
+                return
+            if isinstance(single.error, BlockingIOError):
+                unsent.first_error = error
+                return
+            error = single.error
+        self._fail(unsent, outcome.refused, error)
+
+    def _switch_gso_off(self, error: OSError) -> None:
+        self._gso = False
+        self._gso_fallbacks += 1
+        logger.warning(
+            "the kernel does not segment trains here (%s): from now on each datagram goes alone",
+            error.strerror,
+        )
+
+    def _fail(self, unsent: Unsent, end: Position, error: OSError) -> None:
+        """Take a message out of the queue that can never be sent."""
+        index, offset = unsent.position
+        datagrams = 0
+        while (index, offset) < end:
+            whole = unsent.columns.trains()[index]
+            stop = end.offset if index == end.train else whole.nbytes
+            train = make_train(
+                whole.data[offset:stop],
+                whole.segment_size,
+                whole.address if unsent.target is KEEP else unsent.target,
+                whole.ecn,
+            )
+            self._failures.append(SendFailure(train, error))
+            datagrams += len(train)
+            index, offset = index + 1, 0
+        self._failed[error.errno or 0] += datagrams
+        self._queue.move_on(end, datagrams)

@@ -1,0 +1,144 @@
+# What each part has counted so far, as frozen snapshots.
+#
+# A counter says in its name what it counts: datagrams, trains (what one kernel message carried),
+# calls or bytes. This file knows nothing of how the counting is done.
+#
+# The laws that hold between the counters, after any exception and any cancellation:
+#     sender:    datagrams_submitted == datagrams_sent + datagrams_failed + datagrams_queued
+#     receiver:  datagrams_received == datagrams_delivered + datagrams_held
+# with the datagrams of a train that arrived cut among the received ones only as far as they came
+# in, and the rest in `datagrams_lost_to_truncation`.
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+import attrs
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+NO_ERRORS: Mapping[int, int] = MappingProxyType({})
+
+
+@attrs.frozen(kw_only=True)
+class PoolStatistics:
+    """A snapshot of a `PacketBufPool`."""
+
+    slabs_in_use: int
+    """Slabs that a batch, a packet view or a receive call holds at this moment."""
+    slabs_idle: int
+    """Slabs that wait in the pool to be used again."""
+    most_in_use: int
+    """The largest number of slabs that were ever in use at the same time."""
+    reused: int
+    """How many times a slab was served from the pool."""
+    allocated: int
+    """How many slabs were allocated, those beyond the capacity included."""
+    allocated_beyond_capacity: int
+    """How many slabs were allocated while ``capacity`` slabs were in use already."""
+
+
+@attrs.frozen(kw_only=True)
+class ReceiverStatistics:
+    """A snapshot of a `UdpBatchReceiver`."""
+
+    receive_calls: int
+    """System calls that brought at least one message."""
+    trains_received: int
+    """Messages that the kernel handed over; with GRO a message is a train of datagrams."""
+    datagrams_received: int
+    """Datagrams that the kernel handed over, as far as they fitted into the buffers."""
+    bytes_received: int
+    """Their payload bytes."""
+    datagrams_delivered: int
+    """Datagrams that left the receiver: in a batch, or through a handler that returned."""
+    datagrams_held: int
+    """Datagrams that a raising handler left over for the next receive."""
+    datagrams_truncated: int
+    """Datagrams that were delivered cut, because the buffer ended inside them."""
+    datagrams_lost_to_truncation: int
+    """Datagrams of which nothing came in, because the buffer ended before them."""
+    bytes_lost_to_truncation: int
+    """Bytes that the kernel threw away because a buffer was too small."""
+    trains_with_unknown_boundaries: int
+    """Messages dropped because their control messages came cut (MSG_CTRUNC): where one datagram
+    ends and the next begins cannot be known then."""
+    bytes_with_unknown_boundaries: int
+    """The payload bytes of those messages."""
+    asynchronous_errors: Mapping[int, int]
+    """Errors about an earlier datagram that a receive call reported, by errno (ECONNREFUSED and
+    the like). They end nothing."""
+    buffers_dropped_by_kernel: int | None
+    """What the kernel dropped from this socket's queue since the receiver was made: **buffers**.
+    With GRO on a buffer is a whole train, with GRO off a datagram. `None` where the system does
+    not tell (SO_MEMINFO is Linux's)."""
+    receive_buffer_size: int
+    """SO_RCVBUF, in bytes as the kernel accounts them."""
+    gro: bool
+    """Whether the kernel coalesces datagrams into trains on this socket."""
+
+
+@attrs.frozen(kw_only=True)
+class SenderStatistics:
+    """A snapshot of a `UdpBatchSender`."""
+
+    send_calls: int
+    """System calls that took at least one message."""
+    trains_sent: int
+    """Messages that the kernel took; one message carries one datagram or a GSO train of them."""
+    datagrams_submitted: int
+    """Datagrams that were put into the queue or given to ``send``."""
+    datagrams_sent: int
+    """Datagrams that the kernel took. It may still drop them on the way, silently."""
+    bytes_sent: int
+    """Their payload bytes."""
+    datagrams_failed: int
+    """Datagrams that the kernel refused for good; each was reported in a `SendBatchError`."""
+    datagrams_discarded: int
+    """Datagrams that were still queued when the sender was closed."""
+    failures: Mapping[int, int]
+    """``datagrams_failed`` by errno."""
+    datagrams_queued: int
+    """Datagrams that wait in the queue now."""
+    asynchronous_errors: Mapping[int, int]
+    """Errors about an earlier datagram that a send call reported, by errno. The datagrams of
+    that call were sent all the same."""
+    gso_fallbacks: int
+    """Trains that had to be sent datagram by datagram because the kernel refused to segment."""
+    send_buffer_size: int
+    """SO_SNDBUF, in bytes as the kernel accounts them."""
+    gso: bool
+    """Whether trains are segmented by the kernel (UDP_SEGMENT) on this socket."""
+
+
+@attrs.frozen(kw_only=True)
+class PumpStatistics:
+    """A snapshot of a `BatchPump`."""
+
+    batches_received: int
+    """Batches that the receiving channel gave."""
+    datagrams_received: int
+    """Datagrams in them."""
+    batches_sent: int
+    """Batches that were given to the sending channel, those with failures included."""
+    datagrams_sent: int
+    """Datagrams in them, without those that failed."""
+    batches_discarded: int
+    """Batches that a handler answered with `None`, or that were under way when the pump was
+    cancelled or closed."""
+    datagrams_discarded: int
+    """Datagrams in them."""
+    datagrams_failed: int
+    """Datagrams that the sending channel refused for good."""
+    failures: Mapping[int, int]
+    """``datagrams_failed`` by errno."""
+    batches_incoming: int
+    """Batches that wait for the application, or for the sending task where there is a handler."""
+    batches_outgoing: int
+    """Batches that wait to be sent."""
+    receiver: ReceiverStatistics | None
+    """The receiver's own snapshot, where it has one: among others what the kernel dropped."""
+    sender: SenderStatistics | None
+    """The sender's own snapshot, where it has one."""

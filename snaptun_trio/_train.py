@@ -1,0 +1,178 @@
+# PacketTrain: datagrams of one size to or from one peer, the unit of the kernel's offloads.
+#
+# A value, checked when a program makes one, immutable after. This file must not know batches,
+# sockets, or where the memory of a received train comes from.
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeAlias, final
+
+import attrs
+
+from ._coalesce import (
+    MAX_PAYLOAD_IPV6,
+    MAX_TRAIN_IPV4,
+    MAX_TRAIN_IPV6,
+    coalesce,
+    datagram_count,
+    split,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+Packet: TypeAlias = bytes | bytearray | memoryview
+"""One datagram's payload: any bytes-like object."""
+
+Address: TypeAlias = tuple[str, int] | tuple[str, int, int, int]
+"""A numeric socket address, as trio gives it: ``(host, port)`` for IPv4, ``(host, port, flowinfo,
+scope_id)`` or ``(host, port)`` for IPv6. No name is ever resolved on the data path."""
+
+
+def flat_view(data: Packet) -> memoryview:
+    """The bytes of any bytes-like object as one flat memoryview, not copied.
+
+    Raises:
+      TypeError: ``data`` is not bytes-like, or not contiguous.
+    """
+    view = memoryview(data)
+    if not view.c_contiguous:
+        raise TypeError("a packet must be contiguous in memory")
+    return view.cast("B") if view.format != "B" or view.ndim != 1 else view
+
+
+@final
+@attrs.define(frozen=True, init=False, slots=True)
+class PacketTrain:
+    """Datagrams of one size to or from one peer, back to back in one buffer.
+
+    This is the unit that the kernel's receive offload (GRO) hands out and that its segmentation
+    offload (GSO) takes. A single datagram is a train of one. ``len(train)`` is the number of
+    datagrams; iterating yields each of them as `bytes`.
+
+    Args:
+      data: the payloads, back to back: `bytes`, or a read-only `memoryview` of bytes. Every
+        datagram is ``segment_size`` bytes long, the last one may be shorter. Empty data is one
+        zero-length datagram.
+      segment_size: the size of each datagram, 1 to 65 535 bytes (0 is allowed for empty data).
+      address: the peer that it came from, or that it is for; `None` is the connected peer.
+      ecn: the two ECN bits of the IP header, 0 to 3 (RFC 3168); `None` is unknown on a received
+        train, and the socket's own setting on one to be sent.
+      local_address: the numeric host of this machine that a received train was addressed to; on a
+        train to be sent, the source address to use.
+      interface_index: the interface it came in by, or is to leave by.
+      timestamp_ns: when the kernel received it, in nanoseconds since the epoch; of a train that
+        GRO put together, when it was complete. Ignored on sending.
+
+    Raises:
+      TypeError: an argument has the wrong type, or ``data`` could change under the train.
+      ValueError: a number is out of its range.
+    """
+
+    data: bytes | memoryview
+    segment_size: int
+    address: Address | None
+    ecn: int | None
+    local_address: str | None
+    interface_index: int | None
+    timestamp_ns: int | None
+
+    def __init__(
+        self,
+        data: bytes | memoryview,
+        segment_size: int,
+        address: Address | None,
+        *,
+        ecn: int | None = None,
+        local_address: str | None = None,
+        interface_index: int | None = None,
+        timestamp_ns: int | None = None,
+    ) -> None:
+        if isinstance(data, memoryview):
+            if not data.readonly:
+                raise TypeError("a train's memoryview must be read-only: data.toreadonly()")
+            data = flat_view(data)
+        elif not isinstance(data, bytes):
+            raise TypeError(f"a train's data is bytes or a read-only memoryview, not {data!r:.60}")
+        if not isinstance(segment_size, int):
+            raise TypeError(f"segment_size is an int, not {segment_size!r}")
+        if not (1 if len(data) else 0) <= segment_size <= 0xFFFF:
+            raise ValueError(f"segment_size is 1 to 65535 bytes, not {segment_size}")
+        if address is not None and not isinstance(address, tuple):
+            raise TypeError(f"an address is a tuple or None, not {address!r}")
+        if ecn is not None and ecn not in (0, 1, 2, 3):
+            raise ValueError(f"ecn is 0 to 3, not {ecn!r}")
+        if local_address is not None and not isinstance(local_address, str):
+            raise TypeError(f"local_address is a numeric host, not {local_address!r}")
+        if interface_index is not None and not (
+            isinstance(interface_index, int) and 0 < interface_index < 2**31
+        ):
+            raise ValueError(f"interface_index is a positive int, not {interface_index!r}")
+        self.__attrs_init__(
+            data, segment_size, address, ecn, local_address, interface_index, timestamp_ns
+        )
+
+    def __len__(self) -> int:
+        return datagram_count(len(self.data), self.segment_size)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(split(bytes(self.data), self.segment_size))
+
+    @property
+    def nbytes(self) -> int:
+        """The payload bytes of all its datagrams."""
+        return len(self.data)
+
+    def to(self, address: Address | None) -> PacketTrain:
+        """The same data for another peer, not copied.
+
+        ``ecn`` is kept. ``local_address``, ``interface_index`` and ``timestamp_ns`` belong to the
+        way to the old peer and are dropped.
+        """
+        return make_train(self.data, self.segment_size, address, self.ecn)
+
+    @staticmethod
+    def pack(packets: Iterable[Packet], address: Address | None) -> list[PacketTrain]:
+        """Pack packets for one peer into as few trains as the kernel allows, order kept.
+
+        A train takes packets of one size and one shorter tail, at most 64 of them and at most
+        65 493 bytes (65 473 to an IPv6 address). A zero-length packet goes alone.
+
+        Raises:
+          TypeError: a packet is not bytes-like.
+          ValueError: a packet is over 65 527 bytes, which no UDP datagram can hold.
+        """
+        payloads = [p if isinstance(p, bytes) else bytes(flat_view(p)) for p in packets]
+        sizes = list(map(len, payloads))
+        if max(sizes, default=0) > MAX_PAYLOAD_IPV6:
+            raise ValueError(f"a packet of {max(sizes)} bytes is larger than any UDP datagram")
+        return [
+            PacketTrain(
+                payloads[start] if stop - start == 1 else b"".join(payloads[start:stop]),
+                sizes[start],
+                address,
+            )
+            for start, stop in coalesce(sizes, max_train_bytes(address))
+        ]
+
+
+def max_train_bytes(address: Address | None) -> int:
+    """The most payload bytes of a train to this address that no device has to split."""
+    return MAX_TRAIN_IPV4 if address is not None and ":" not in address[0] else MAX_TRAIN_IPV6
+
+
+def make_train(
+    data: bytes | memoryview,
+    segment_size: int,
+    address: Address | None,
+    ecn: int | None = None,
+    local_address: str | None = None,
+    interface_index: int | None = None,
+    timestamp_ns: int | None = None,
+) -> PacketTrain:
+    """A train from values that are known to be right: what the kernel reported, or another's."""
+    train = PacketTrain.__new__(PacketTrain)
+    train.__attrs_init__(
+        data, segment_size, address, ecn, local_address, interface_index, timestamp_ns
+    )
+    return train
