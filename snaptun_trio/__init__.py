@@ -11,8 +11,9 @@ from ._errors import (
     SendFailure,
 )
 from ._kernel._abi import MAX_BATCH_SIZE
+from ._open import open_batch_pump
 from ._pool import PacketBufPool
-from ._pump import BatchPump, open_batch_pump
+from ._pump import BatchPump
 from ._receiver import UdpBatchReceiver
 from ._sender import UdpBatchSender
 from ._statistics import (

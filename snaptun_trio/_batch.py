@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import enum
 from itertools import chain, repeat
-from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, final
+from operator import attrgetter
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias, final
 
 from ._coalesce import datagram_count, split
 from ._train import Address, PacketTrain, make_train
@@ -28,6 +29,24 @@ class Keep(enum.Enum):
 KEEP: Final = Keep.KEEP  # "each train goes to its own address", where a batch has no single target
 
 Target: TypeAlias = Address | Keep | None
+
+
+class Losses(NamedTuple):
+    """What did not come in with a receive call. A sound setup never has any."""
+
+    truncated: int = 0
+    """Datagrams that arrived cut."""
+    datagrams: int = 0
+    """Datagrams of which nothing fitted into the buffer."""
+    nbytes: int = 0
+    """Bytes that did not fit."""
+    trains_unknown: int = 0
+    """Messages left out: their control messages came cut, so nobody can tell where their datagrams
+    end."""
+    bytes_unknown: int = 0
+    """The bytes of those messages."""
+    error: OSError | None = None
+    """An asynchronous error that ended the call after the messages."""
 
 
 class Columns(Protocol):
@@ -50,17 +69,30 @@ class Columns(Protocol):
         """The datagrams of the train that has most."""
 
     @property
-    def truncated(self) -> int:
-        """The number of datagrams that arrived cut."""
+    def single_size(self) -> int:
+        """The size of the datagrams in bytes, where all trains are single ones of one size; or 0.
+
+        0 also where the memory cannot make use of knowing it beforehand.
+        """
+
+    @property
+    def losses(self) -> Losses | None:
+        """What did not come in; `None` where nothing is missing."""
 
     def trains(self) -> tuple[PacketTrain, ...]:
-        """The trains, made now."""
+        """The trains, one for each of ``count``, made now."""
+
+    def seen_trains(self) -> tuple[PacketTrain, ...]:
+        """The trains as a program sees them: neighbours that make one train together are one."""
 
     def packets(self) -> Iterator[tuple[bytes, Address | None]]:
         """Each datagram with its address, made now."""
 
     def measure(self, start: int, stop: int) -> tuple[int, int]:
         """The datagrams and the bytes of the trains from ``start`` up to ``stop``."""
+
+
+_asks_for = attrgetter("ecn", "local_address", "interface_index")
 
 
 @final
@@ -86,11 +118,11 @@ class TrainColumns:
         "count",
         "datagrams",
         "lengths",
+        "losses",
         "most_segments",
         "nbytes",
         "payloads",
         "segment_sizes",
-        "truncated",
     )
 
     def __init__(
@@ -99,40 +131,39 @@ class TrainColumns:
         segment_sizes: list[int],
         addresses: list[Address | None],
         trains: tuple[PacketTrain, ...] | None = None,
-        truncated: int = 0,
+        losses: Losses | None = None,
     ) -> None:
         self.payloads = payloads
         self.segment_sizes = segment_sizes
         self.addresses = addresses
         self._trains = trains
         self._plain = True if trains is None else None
-        self.truncated = truncated
+        self.losses = losses
         self.count = len(payloads)
         self.lengths = list(map(len, payloads))
-        counts = list(map(datagram_count, self.lengths, segment_sizes))
         self.nbytes = sum(self.lengths)
-        self.datagrams = sum(counts)
-        self.most_segments = max(counts, default=0)
+        if self.lengths == segment_sizes:
+            self.most_segments, self.datagrams = 1 if payloads else 0, self.count
+        else:
+            counts = list(map(datagram_count, self.lengths, segment_sizes))
+            self.most_segments, self.datagrams = max(counts), sum(counts)
 
     @classmethod
-    def of(cls, trains: tuple[PacketTrain, ...], truncated: int = 0) -> TrainColumns:
+    def of(cls, trains: tuple[PacketTrain, ...], losses: Losses | None = None) -> TrainColumns:
         """The columns of these trains."""
         return cls(
             [train.data for train in trains],
             [train.segment_size for train in trains],
             [train.address for train in trains],
             trains,
-            truncated,
+            losses,
         )
 
     @property
     def plain(self) -> bool:
         """Whether no train asks for anything but its address: no ECN, no source, no interface."""
         if self._plain is None:
-            self._plain = all(
-                train.ecn is None and train.local_address is None and train.interface_index is None
-                for train in self.trains()
-            )
+            self._plain = set(map(_asks_for, self.trains())) <= {(None, None, None)}
         return self._plain
 
     def trains(self) -> tuple[PacketTrain, ...]:
@@ -140,11 +171,18 @@ class TrainColumns:
             self._trains = tuple(map(make_train, self.payloads, self.segment_sizes, self.addresses))
         return self._trains
 
+    def seen_trains(self) -> tuple[PacketTrain, ...]:
+        return self.trains()
+
     def packets(self) -> Iterator[tuple[bytes, Address | None]]:
         return chain.from_iterable(
-            zip(split(bytes(payload), size), repeat(address))
+            zip(split(payload, size), repeat(address))
             for payload, size, address in zip(self.payloads, self.segment_sizes, self.addresses)
         )
+
+    @property
+    def single_size(self) -> int:
+        return 0
 
     def measure(self, start: int, stop: int) -> tuple[int, int]:
         if start == 0 and stop == self.count:
@@ -178,9 +216,8 @@ class PacketBatch:
 
     def __init__(self, trains: Iterable[PacketTrain]) -> None:
         kept = tuple(trains)
-        for train in kept:
-            if not isinstance(train, PacketTrain):
-                raise TypeError(f"a batch is made of PacketTrains, not {train!r:.60}")
+        if not set(map(type, kept)) <= {PacketTrain}:
+            raise TypeError(f"a batch is made of PacketTrains, not of {set(map(type, kept))}")
         self._columns = TrainColumns.of(kept)
         self._target = KEEP
         self._trains = kept
@@ -189,7 +226,7 @@ class PacketBatch:
     def trains(self) -> tuple[PacketTrain, ...]:
         """The trains, made when first asked for."""
         if self._trains is None:
-            trains = self._columns.trains()
+            trains = self._columns.seen_trains()
             if self._target is not KEEP:
                 trains = tuple([train.to(self._target) for train in trains])
             self._trains = trains
@@ -218,7 +255,8 @@ class PacketBatch:
     @property
     def truncated(self) -> int:
         """The number of datagrams that arrived cut, because a buffer was too small. Normally 0."""
-        return self._columns.truncated
+        losses = self._columns.losses
+        return losses.truncated if losses else 0
 
     def to(self, address: Address | None) -> PacketBatch:
         """The whole batch for another peer, at no cost: nothing is copied, no train is made.

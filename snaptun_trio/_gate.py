@@ -83,16 +83,18 @@ class Gate:
         """
         # Not even to be asked with a closed socket: trio would remember descriptor -1 as taken.
         self.check_open()
-        self._fruitless += 1
-        if self._fruitless > 1:
+        if self._fruitless:
             self.asynchronous_errors += _error_queue.drain(self._sock)
         # A scope of our own, so that closing wakes this task and nobody else who waits for the
         # same borrowed socket, as trio.lowlevel.notify_closing would.
         with trio.CancelScope() as self._scope:
-            if self._fruitless > _PATIENCE:
+            if self._fruitless >= _PATIENCE:
                 doublings = min(self._fruitless - _PATIENCE, 16)
                 await trio.sleep(min(_FIRST_PAUSE * 2.0**doublings, _LONGEST_PAUSE))
+                self.check_open()  # the owner may have closed the socket during the pause
             await self._wait(self._sock)
+            # Only a wake-up can be fruitless: a wait that was cancelled says nothing of the socket.
+            self._fruitless += 1
         self._scope = None
         self.check_open()
 

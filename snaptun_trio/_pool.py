@@ -78,8 +78,8 @@ class PacketBufPool:
         It returns to the pool by itself when the view, and every slice of it, is gone; a sender
         that has queued a slice holds it until the packet is sent. Its content is undefined.
         """
-        slab = self.take(1)
-        return slab.lend()[: self._buffer_size]
+        slab = self._take(1)
+        return slab.view(slab.lend())[: self._buffer_size]
 
     def statistics(self) -> PoolStatistics:
         """A snapshot of what the pool has lent and kept."""
@@ -93,8 +93,8 @@ class PacketBufPool:
         )
 
     @trio.lowlevel.enable_ki_protection
-    def take(self, slots: int) -> Slab:
-        """A slab with so many slots. For receivers; whoever takes it lends it or puts it back."""
+    def _take(self, slots: int) -> Slab:
+        """A slab with so many slots, for a receiver: it lends it, or puts it back."""
         with self._lock:
             shelf = self._shelves.get(slots)
             if shelf is None:
@@ -104,20 +104,21 @@ class PacketBufPool:
                 slab = shelf.idle.pop()
                 self._reused += 1
             else:
-                slab = Slab(slots, self._buffer_size, self.put_back)
+                slab = Slab(slots, self._buffer_size, self._put_back)
                 self._allocated += 1
                 self._beyond_capacity += shelf.in_use >= self._capacity
             shelf.in_use += 1
             self._in_use += 1
-            self._most_in_use = max(self._most_in_use, self._in_use)
+            if self._in_use > self._most_in_use:
+                self._most_in_use = self._in_use
             return slab
 
     @trio.lowlevel.enable_ki_protection
-    def put_back(self, slab: Slab) -> None:
+    def _put_back(self, slab: Slab) -> None:
         """Take a slab back, unless somebody sees its memory: then it comes back by itself."""
+        if slab.lent:
+            return
         with self._lock:
-            if slab.lent:
-                return
             shelf = self._shelves[slab.slots]
             shelf.in_use -= 1
             self._in_use -= 1

@@ -15,6 +15,7 @@ from ._batch import PacketBatch, batch_of
 from ._gate import Gate
 from ._kernel import _errnos, _options, pick_backend
 from ._kernel._abi import check_batch_size
+from ._kernel._slab import PACKED_SIZE
 from ._pool import GRO_BUFFER_SIZE, PacketBufPool
 from ._statistics import ReceiverStatistics
 from ._train import PacketTrain, make_train
@@ -24,13 +25,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-    from ._kernel._interface import Received
+    from ._batch import Columns
     from ._train import Address
 
 # How many bytes a call is offered, more or less. What travels between two tasks should fit the
 # processor's cache: more slots than that make each datagram dearer, not cheaper.
-_BYTES_A_CALL = 1 << 20
-_FEWEST_SLOTS = 16
+_BYTES_A_CALL = 512 << 10
+_FEWEST_SLOTS = 1
+
+# So many single datagrams of one size in a call, and the next one expects more of them.
+_PACK_FROM = 16
 
 # How many errors about earlier datagrams one receive call takes in before it lets others run.
 _MOST_ERRORS = 64
@@ -95,7 +99,9 @@ class UdpBatchReceiver(trio.abc.ReceiveChannel[PacketBatch]):
             _options.enable_gro(self._socket)
         self._backend = pick_backend()
         self._gate = Gate(self._socket, trio.lowlevel.wait_readable, "receiving from this receiver")
-        self._slots = batch_size
+        self._slots = batch_size  # what the next call is offered
+        self._filled = False  # whether the last call took all that it was offered
+        self._expected_size = 0  # of the single datagrams that keep coming, in bytes
         self._held: PacketBatch | None = None
         self._drops_before = _options.kernel_drops(self._socket)
         self._calls = self._trains = self._datagrams = self._bytes = 0
@@ -148,6 +154,18 @@ class UdpBatchReceiver(trio.abc.ReceiveChannel[PacketBatch]):
         if batch is None:
             raise trio.WouldBlock
         return batch
+
+    def _receive_more(self) -> PacketBatch | None:
+        """For the pump: what is left after a call that filled all that it was offered.
+
+        `None` where the last call left nothing, so that no system call is made only to hear that.
+        """
+        if not self._filled:
+            return None
+        try:
+            return self._take()
+        except trio.ClosedResourceError:
+            return None  # the next `receive` says so
 
     async def recv_batch(self, handler: Callable[[bytes, Address | None], object]) -> None:
         """Receive once, and call ``handler(packet, address)`` for each datagram, in order.
@@ -227,44 +245,60 @@ class UdpBatchReceiver(trio.abc.ReceiveChannel[PacketBatch]):
             batch, self._held = self._held, None
             return batch
         for _ in range(_MOST_ERRORS):
-            slab = self._pool.take(self._batch_size)
+            slab = self._pool._take(self._batch_size)
+            slab.expected_size = self._expected_size
             try:
-                received = self._backend.receive(self._socket, slab, self._slots)
+                columns = self._backend.receive(self._socket, slab, self._slots)
             except BlockingIOError:
+                self._pool._put_back(slab)
                 return None
             except OSError as error:
+                self._pool._put_back(slab)
                 if error.errno in _errnos.GONE:
                     raise trio.ClosedResourceError("the socket was closed") from None
                 if error.errno not in _errnos.ASYNCHRONOUS:
                     raise
                 self._gate.asynchronous_errors[error.errno or 0] += 1
                 continue
-            finally:
-                self._pool.put_back(slab)
-            self._account(received)
-            if received.columns.count:
-                return batch_of(received.columns)
+            self._account(columns)
+            if columns.count:
+                return batch_of(columns)
         return None
 
-    def _account(self, received: Received) -> None:
-        columns = received.columns
-        count, nbytes = columns.count, columns.nbytes
+    def _account(self, columns: Columns) -> None:
+        nbytes = columns.nbytes
+        self._filled = columns.count == self._slots
         self._gate.progress()
         self._calls += 1
-        self._trains += count
+        self._trains += columns.count
         self._datagrams += columns.datagrams
         self._bytes += nbytes
-        if columns.truncated or received.bytes_lost or received.trains_unknown or received.error:
-            self._truncated += columns.truncated
-            self._datagrams_lost += received.datagrams_lost
-            self._bytes_lost += received.bytes_lost
-            self._trains_unknown += received.trains_unknown
-            self._bytes_unknown += received.bytes_unknown
-            if received.error is not None and received.error.errno is not None:
-                self._gate.asynchronous_errors[received.error.errno] += 1
         if nbytes:
-            fitting = _BYTES_A_CALL * count // nbytes
-            self._slots = max(min(fitting, self._batch_size), min(_FEWEST_SLOTS, self._batch_size))
+            self._plan_next_call(columns)
+        losses = columns.losses
+        if losses is not None:
+            self._truncated += losses.truncated
+            self._datagrams_lost += losses.datagrams
+            self._bytes_lost += losses.nbytes
+            self._trains_unknown += losses.trains_unknown
+            self._bytes_unknown += losses.bytes_unknown
+            if losses.error is not None:
+                self._gate.asynchronous_errors[losses.error.errno or 0] += 1
+
+    def _plan_next_call(self, columns: Columns) -> None:
+        """Let the next call follow the traffic: how many slots it is offered, and how they lie.
+
+        Single datagrams of one size that keep coming are received packed, back to back: then a
+        batch of them is contiguous, and leaves as a few trains. The moment something else comes,
+        it is received plainly again.
+        """
+        size = columns.single_size
+        if columns.count >= _PACK_FROM or size != self._expected_size:
+            self._expected_size = size if columns.count >= _PACK_FROM else 0
+        fitting = _BYTES_A_CALL * columns.count // columns.nbytes
+        if self._expected_size:
+            fitting = min(fitting, PACKED_SIZE // self._expected_size)
+        self._slots = max(_FEWEST_SLOTS, min(fitting, self._batch_size))
 
 
 def _rest(batch: PacketBatch, skipped: int) -> PacketBatch:

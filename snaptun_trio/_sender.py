@@ -19,8 +19,9 @@ from ._batch import KEEP, PacketBatch, TrainColumns, columns_of
 from ._coalesce import MAX_PAYLOAD_IPV4, MAX_PAYLOAD_IPV6
 from ._errors import PacketTooLargeError, QueueFullError, SendBatchError, SendFailure
 from ._gate import Gate
-from ._kernel import _errnos, _options, _sockaddr, pick_backend
+from ._kernel import _errnos, _options, _pieces, _sockaddr, pick_backend
 from ._kernel._abi import check_batch_size
+from ._kernel._columns import SlabColumns
 from ._kernel._interface import START
 from ._queue import SendQueue
 from ._statistics import SenderStatistics
@@ -179,6 +180,9 @@ class UdpBatchSender(trio.abc.SendChannel[PacketBatch]):
         datagrams = len(train)
         if self._queue.datagrams and self._queue.datagrams + datagrams > self._batch_size:
             raise QueueFullError(train.data, train.address, self._batch_size)
+        if train.local_address is not None:
+            # What cannot be said to the kernel must not get into the queue: it would stay there.
+            _pieces.check(train, self._family)
         self._queue.put(train, train.address, datagrams)
 
     # -- sending
@@ -259,7 +263,7 @@ class UdpBatchSender(trio.abc.SendChannel[PacketBatch]):
         """
         accepted = self._check_batch(value)
         with self._gate:
-            if self._send_all_now() is _Turn.BLOCKED:
+            if self._queue.datagrams and self._send_all_now() is _Turn.BLOCKED:
                 raise trio.WouldBlock
             unsent = self._queue.put_columns(*accepted)
             turn = self._send_all_now()
@@ -326,9 +330,14 @@ class UdpBatchSender(trio.abc.SendChannel[PacketBatch]):
             if target is not None:
                 _sockaddr.encode(target, self._family)
         elif isinstance(columns, TrainColumns):
-            for address in columns.addresses:
+            for address in set(columns.addresses):
                 if address is not None:
                     _sockaddr.encode(address, self._family)
+            if not columns.plain:
+                for train in columns.trains():
+                    _pieces.check(train, self._family)
+        elif isinstance(columns, SlabColumns):
+            columns.check_family(self._family)
         return columns, target
 
     async def _send_all(self) -> bool:
@@ -340,7 +349,7 @@ class UdpBatchSender(trio.abc.SendChannel[PacketBatch]):
                 await self._gate.wait()
             else:
                 await trio.lowlevel.checkpoint()
-        return yielded
+        return yielded  # noqa: ASYNC910
 
     def _send_all_now(self) -> _Turn:
         while (turn := self._send_a_turn()) is _Turn.MORE:

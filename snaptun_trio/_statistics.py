@@ -5,6 +5,7 @@
 #
 # The laws that hold between the counters, after any exception and any cancellation:
 #     sender:    datagrams_submitted == datagrams_sent + datagrams_failed + datagrams_queued
+#                                       + datagrams_discarded
 #     receiver:  datagrams_received == datagrams_delivered + datagrams_held
 # with the datagrams of a train that arrived cut among the received ones only as far as they came
 # in, and the rest in `datagrams_lost_to_truncation`.

@@ -116,7 +116,7 @@ class PacketTrain:
         return datagram_count(len(self.data), self.segment_size)
 
     def __iter__(self) -> Iterator[bytes]:
-        return iter(split(bytes(self.data), self.segment_size))
+        return iter(split(self.data, self.segment_size))
 
     @property
     def nbytes(self) -> int:

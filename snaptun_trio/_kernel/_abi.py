@@ -99,6 +99,7 @@ class cmsghdr(ctypes.Structure):
 
 
 WORD = ctypes.sizeof(ctypes.c_size_t)  # the alignment of control messages, and size_t columns
+HEADER = ctypes.sizeof(mmsghdr)
 IOVEC = ctypes.sizeof(iovec)
 CMSG_HEADER = ctypes.sizeof(cmsghdr)
 LITTLE_ENDIAN = sys.byteorder == "little"

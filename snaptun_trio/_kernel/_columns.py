@@ -10,16 +10,26 @@ from array import array
 from itertools import chain, repeat
 from typing import TYPE_CHECKING, final
 
-from .._coalesce import datagram_count
+from .._coalesce import datagram_count, split
 from .._train import make_train
 from . import _abi, _cmsg, _sockaddr
+from ._headers import constant
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from .._batch import Losses
     from .._train import Address, PacketTrain
     from ._headers import MessageHeaders
-    from ._slab import Slab
+    from ._slab import Layout, Slab
+
+
+# Where a control message has its level and type, and what the UDP_GRO one (an int) takes alone.
+_LEVEL = _abi.cmsghdr.cmsg_level.offset
+_TYPE = _abi.cmsghdr.cmsg_type.offset
+_GRO_ALONE = _abi.cmsg_space(4)
+_SOL_UDP = constant("I", _abi.SOL_UDP, _abi.MAX_BATCH_SIZE)
+_UDP_GRO = constant("I", _abi.UDP_GRO, _abi.MAX_BATCH_SIZE)
 
 
 def alike(column: memoryview) -> bool:
@@ -33,43 +43,56 @@ def segment_sizes(headers: MessageHeaders, count: int) -> tuple[memoryview, bool
     A message without a UDP_GRO control message is one datagram: its segment size is its length.
     The second result says whether no message had any other control message.
     """
-    lengths = headers.lengths[:count]
     control_lengths = headers.control_lengths[:count]
+    length = control_lengths[0]
     if alike(control_lengths):
-        if not control_lengths[0]:
-            return lengths, True
-        plain = True
-        found = None
-        for level, kind, start, _ in _cmsg.walk(headers.control(0)):
-            if not (
-                alike(headers.control_column(start - _abi.CMSG_HEADER, "L")[:count])
-                and alike(headers.control_column(start - 8, "I")[:count])
-                and alike(headers.control_column(start - 4, "I")[:count])
-            ):
-                break
-            if (level, kind) == (_abi.SOL_UDP, _abi.UDP_GRO):
-                found = headers.control_column(start, "I")[:count]
-            else:
-                plain = False
-        else:
-            return (lengths if found is None else found), plain
+        if not length:
+            return headers.lengths[:count], True
+        if (
+            length == _GRO_ALONE
+            and headers.control_column(_LEVEL, "I")[:count] == _SOL_UDP[:count]
+            and headers.control_column(_TYPE, "I")[:count] == _UDP_GRO[:count]
+        ):
+            return headers.control_column(_abi.CMSG_HEADER, "I")[:count], True
+        sizes = _sizes_in_one_layout(headers, count)
+        if sizes is not None:
+            return sizes, False
     return _mixed_segment_sizes(headers, count)
+
+
+def _sizes_in_one_layout(headers: MessageHeaders, count: int) -> memoryview | None:
+    """The segment sizes where all messages have the control messages of the first, in its order.
+
+    `None` where they do not.
+    """
+    found = headers.lengths[:count]
+    for level, kind, start, _ in _cmsg.walk(headers.control(0)):
+        header = start - _abi.CMSG_HEADER
+        if not (
+            alike(headers.control_column(header, "L")[:count])
+            and alike(headers.control_column(header + _LEVEL, "I")[:count])
+            and alike(headers.control_column(header + _TYPE, "I")[:count])
+        ):
+            return None
+        if (level, kind) == (_abi.SOL_UDP, _abi.UDP_GRO):
+            found = headers.control_column(start, "I")[:count]
+    return found
 
 
 def _mixed_segment_sizes(headers: MessageHeaders, count: int) -> tuple[memoryview, bool]:
     """The plain way of `segment_sizes`: message by message."""
     sizes = headers.lengths[:count].tolist()
     controls = headers.control_lengths[:count].tolist()
-    # Where GRO's is the only control message its header has one fixed place; ask there first.
-    levels = headers.control_column(8, "I")[:count].tolist()
-    kinds = headers.control_column(12, "I")[:count].tolist() if _abi.WORD == 8 else levels
-    values = headers.control_column(16, "I")[:count].tolist()
-    only_gro = _abi.cmsg_space(4)
+    # Where GRO's is the only control message its parts have one fixed place; ask there first.
+    levels = headers.control_column(_LEVEL, "I")[:count].tolist()
+    kinds = headers.control_column(_TYPE, "I")[:count].tolist()
+    values = headers.control_column(_abi.CMSG_HEADER, "I")[:count].tolist()
+    gro_alone = (_GRO_ALONE, _abi.SOL_UDP, _abi.UDP_GRO)
     plain = True
     for index, length in enumerate(controls):
         if not length:
             continue
-        if (length, levels[index], kinds[index]) == (only_gro, _abi.SOL_UDP, _abi.UDP_GRO):
+        if (length, levels[index], kinds[index]) == gro_alone:
             sizes[index] = values[index]
         else:
             plain = False
@@ -83,6 +106,9 @@ class SlabColumns:
     """The columns of the first ``count`` messages that a call filled in a slab.
 
     Attributes:
+      headers: what the kernel wrote beside the payloads.
+      start, stride: where in the slab the trains are: the first, and the distance to the next.
+      bases: the address of each train.
       lengths: the payload bytes of each train.
       segment_sizes: the segment size of each train, in bytes.
       even: whether all trains have one length and one segment size.
@@ -92,11 +118,13 @@ class SlabColumns:
     """
 
     __slots__ = (
-        "_memory",
+        "_token",
         "_trains",
+        "bases",
         "count",
         "datagrams",
         "even",
+        "headers",
         "lengths",
         "longest",
         "most_segments",
@@ -104,23 +132,31 @@ class SlabColumns:
         "plain",
         "segment_sizes",
         "slab",
-        "truncated",
+        "start",
+        "stride",
     )
 
-    def __init__(self, slab: Slab, count: int) -> None:
-        headers = slab.headers
+    losses: Losses | None = None
+
+    def __init__(self, slab: Slab, layout: Layout, count: int) -> None:
+        headers = self.headers = layout.headers
         self.slab = slab
-        self._memory = slab.lend().toreadonly()
+        self.start, self.stride, self.bases = layout.start, layout.stride, layout.bases
+        self._token = slab.lend()
         self._trains: tuple[PacketTrain, ...] | None = None
         self.count = count
-        self.truncated = 0
-        self.lengths = headers.lengths[:count]
-        self.segment_sizes, self.plain = segment_sizes(headers, count)
-        self.even = alike(self.lengths) and alike(self.segment_sizes)
-        if self.even and (self.segment_sizes[0] or not self.lengths[0]):
-            self.longest = self.lengths[0]
-            self.most_segments = datagram_count(self.longest, self.segment_sizes[0])
-            self.nbytes = self.longest * count
+        self.lengths = lengths = headers.lengths[:count]
+        self.segment_sizes, self.plain = sizes, _ = segment_sizes(headers, count)
+        length, size = lengths[0], sizes[0]
+        self.even = (
+            lengths[1:] == lengths[:-1]
+            and (sizes is lengths or sizes[1:] == sizes[:-1])
+            and (size > 0 or not length)
+        )
+        if self.even:
+            self.longest = length
+            self.most_segments = -(-length // size) if length else 1
+            self.nbytes = length * count
             self.datagrams = self.most_segments * count
         else:
             self._count_uneven()
@@ -139,10 +175,37 @@ class SlabColumns:
         self.datagrams = sum(counts)
 
     @property
+    def _family(self) -> int:
+        return int(self.headers.families[0])
+
+    @property
+    def single_size(self) -> int:
+        return self.longest if self.even and self.most_segments == 1 else 0
+
+    @property
+    def contiguous(self) -> bool:
+        """Whether the trains lie back to back: single datagrams that came in packed."""
+        # A whole train can have the expected size by chance; it is not a single datagram.
+        return self.single_size == self.stride
+
+    @property
     def one_source(self) -> bool:
         """Whether all trains came from one peer: the raw names compared as one block."""
-        names = self.slab.headers.names[: self.count * _abi.NAME_SIZE]
+        names = self.headers.names[: self.count * _abi.NAME_SIZE]
         return names[_abi.NAME_SIZE :] == names[: -_abi.NAME_SIZE]
+
+    def check_family(self, family: int) -> None:
+        """Make sure that a socket of this family can send to where the trains came from.
+
+        One socket received them all, so one of them speaks for all.
+
+        Raises:
+          ValueError: it cannot.
+        """
+        if self._family != family:
+            first = _sockaddr.decode(self.headers.name(0))
+            if first is not None:
+                _sockaddr.encode(first, family)
 
     def measure(self, start: int, stop: int) -> tuple[int, int]:
         if start == 0 and stop == self.count:
@@ -154,61 +217,66 @@ class SlabColumns:
         return sum(map(datagram_count, lengths, sizes)), sum(lengths)
 
     def _addresses(self) -> list[Address | None]:
-        headers = self.slab.headers
+        headers = self.headers
         if self.one_source:
             return [_sockaddr.decode(headers.name(0))] * self.count
+        size = _abi.NAME_SIZE
+        raw = bytes(headers.names[: self.count * size])
+        length = headers.name_lengths[0]
+        if alike(headers.name_lengths[: self.count]) and length <= size:
+            ends = range(length, len(raw) + length, size)
+            return [_sockaddr.decode(raw[end - length : end]) for end in ends]
         return [_sockaddr.decode(headers.name(index)) for index in range(self.count)]
 
     def packets(self) -> Iterator[tuple[bytes, Address | None]]:
-        payload, stride = self.slab.payload, self.slab.stride
-        lengths, sizes = self.lengths.tolist(), self.segment_sizes.tolist()
-        starts = range(0, self.count * stride, stride)
+        if self.contiguous:
+            block = split(self.slab.payload, self.stride, self.start, self.nbytes)
+            return zip(block, self._addresses())
         if self.most_segments == 1:
-            packets = [payload[at : at + length] for at, length in zip(starts, lengths)]
-            return zip(packets, self._addresses())
-        return chain.from_iterable(
-            zip(self._cut(at, length, size), repeat(address))
-            for at, length, size, address in zip(starts, lengths, sizes, self._addresses())
-        )
+            payload = self.slab.payload
+            return iter([(payload[at : at + n], address) for at, n, _, address in self._rows()])
+        return chain.from_iterable(self._packets_by_train())
 
-    def _cut(self, start: int, length: int, size: int) -> list[bytes]:
-        payload = self.slab.payload  # a slice of an mmap is bytes at once, without a view between
-        if length <= size:
-            return [payload[start : start + length]]
-        stop = start + length
-        whole = stop - length % size
-        packets = [payload[at : at + size] for at in range(start, whole, size)]
-        if whole < stop:
-            packets.append(payload[whole:stop])
-        return packets
+    def _packets_by_train(self) -> Iterator[Iterator[tuple[bytes, Address | None]]]:
+        # A generator of this object's, so that it holds the slab to its end even where nobody
+        # holds the batch: ``for packet, address in await receiver.receive()``.
+        payload = self.slab.payload
+        for at, length, size, address in self._rows():
+            yield zip(split(payload, size, at, length), repeat(address))
+
+    def _rows(self) -> Iterator[tuple[int, int, int, Address | None]]:
+        """Where each train begins in the slab, its length, its segment size, and its peer."""
+        return zip(
+            range(self.start, self.start + self.count * self.stride, self.stride),
+            self.lengths.tolist(),
+            self.segment_sizes.tolist(),
+            self._addresses(),
+        )
 
     def trains(self) -> tuple[PacketTrain, ...]:
         if self._trains is None:
-            memory, stride = self._memory, self.slab.stride
-            rows = zip(
-                range(0, self.count * stride, stride),
-                self.lengths.tolist(),
-                self.segment_sizes.tolist(),
-                self._addresses(),
-            )
+            memory = self.slab.view(self._token).toreadonly()
             if self.plain:
                 self._trains = tuple(
-                    [
-                        make_train(memory[at : at + n], size, address)
-                        for at, n, size, address in rows
-                    ]
+                    [make_train(memory[at : at + n], size, a) for at, n, size, a in self._rows()]
                 )
             else:
-                headers = self.slab.headers
+                headers = self.headers
                 self._trains = tuple(
                     [
-                        make_train(
-                            memory[at : at + n], size, address, *_ancillary(headers, index)[1:]
-                        )
-                        for index, (at, n, size, address) in enumerate(rows)
+                        make_train(memory[at : at + n], size, a, *_ancillary(headers, index)[1:])
+                        for index, (at, n, size, a) in enumerate(self._rows())
                     ]
                 )
         return self._trains
+
+    def seen_trains(self) -> tuple[PacketTrain, ...]:
+        if self.contiguous and self.count > 1 and self.plain and self.one_source:
+            # Equal datagrams of one peer, back to back: that is what a train is.
+            memory = self.slab.view(self._token).toreadonly()
+            payload = memory[self.start : self.start + self.nbytes]
+            return (make_train(payload, self.stride, self._addresses()[0]),)
+        return self.trains()
 
 
 def _ancillary(headers: MessageHeaders, index: int) -> _cmsg.Ancillary:

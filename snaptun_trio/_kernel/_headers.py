@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import sys
 from array import array
 from typing import Literal
 
@@ -17,6 +18,17 @@ from . import _abi
 _HEADER = ctypes.sizeof(_abi.mmsghdr)
 _IOVEC = ctypes.sizeof(_abi.iovec)
 _MSG = _abi.msghdr
+
+
+def anonymous_memory(size: int) -> mmap.mmap:
+    """So many bytes of zeroed memory that costs nothing until it is touched.
+
+    Private: Python's default is a mapping to share with children, and its page faults made
+    receiving a fifth dearer.
+    """
+    if sys.platform == "win32":
+        return mmap.mmap(-1, size)
+    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 def _column(words: memoryview, start: int, stride: int) -> memoryview:
@@ -32,26 +44,26 @@ def constant(kind: Literal["H", "I", "L"], value: int, count: int) -> memoryview
 
 def sequence(start: int, step: int, count: int) -> memoryview:
     """A column of ``count`` addresses from ``start`` on, ``step`` bytes apart."""
-    return memoryview(array("L", range(start, start + step * count, step)))
+    return memoryview(array("L", range(start, start + step * count, step or 1)))
 
 
 class MessageHeaders:
     """Headers, iovecs, names and control buffers for so many messages.
 
-    Each header points to one iovec, one name and one control buffer of its own.
+    Each header points to iovecs (one, unless said otherwise), a name and a control buffer of its
+    own.
 
     The column attributes hold one item a message: ``lengths`` is msg_len, ``flags`` msg_flags,
     ``control_lengths`` msg_controllen, and so on.
     """
 
-    def __init__(self, messages: int, control_size: int) -> None:
+    def __init__(self, messages: int, control_size: int, iovecs_each: int = 1) -> None:
         self.messages = messages
         self.control_size = control_size
         iovecs = messages * _HEADER
-        names = iovecs + messages * _IOVEC
+        names = iovecs + messages * iovecs_each * _IOVEC
         controls = names + messages * _abi.NAME_SIZE
-        # Anonymous memory costs nothing until it is touched, and a short batch touches little.
-        self._memory = mmap.mmap(-1, controls + messages * control_size)
+        self._memory = anonymous_memory(controls + messages * control_size)
         # The one export that lasts as long as the headers; it tells where they are.
         anchor = (ctypes.c_char * len(self._memory)).from_buffer(self._memory)
         self.address = ctypes.addressof(anchor)
@@ -81,12 +93,13 @@ class MessageHeaders:
         self.sizes_low = _column(self.iovec_bytes.cast("I"), low, _IOVEC)
 
         self.names = whole[names:controls]
+        self.families = self.names.cast("H")[:: _abi.NAME_SIZE // 2]  # sa_family of each
         self.controls = whole[controls:]
         self._control_columns: dict[tuple[int, str], memoryview] = {}
 
         self.name_pointers[:] = sequence(self.name_address, _abi.NAME_SIZE, messages)
-        self.iovec_pointers[:] = sequence(self.iovec_address, _IOVEC, messages)
-        self.iovec_counts[:] = constant("L", 1, messages)
+        self.iovec_pointers[:] = sequence(self.iovec_address, iovecs_each * _IOVEC, messages)
+        self.iovec_counts[:] = constant("L", iovecs_each, messages)
         self.control_pointers[:] = sequence(self.control_address, control_size, messages)
 
     def control_column(self, offset: int, kind: Literal["H", "I", "L"]) -> memoryview:

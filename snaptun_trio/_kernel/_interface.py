@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-import attrs
-
 if TYPE_CHECKING:
     import socket
 
@@ -33,26 +31,7 @@ class Position(NamedTuple):
 START = Position(0)
 
 
-@attrs.frozen
-class Received:
-    """What one receive call brought."""
-
-    columns: Columns
-    datagrams_lost: int = 0
-    """Datagrams of which nothing fitted into the buffer."""
-    bytes_lost: int = 0
-    """Bytes that did not fit."""
-    trains_unknown: int = 0
-    """Messages left out of the columns: their control messages came cut, so nobody can tell where
-    their datagrams end."""
-    bytes_unknown: int = 0
-    """The bytes of those messages."""
-    error: OSError | None = None
-    """An asynchronous error that ended the call after the messages."""
-
-
-@attrs.frozen
-class Sent:
+class Sent(NamedTuple):
     """How far one send call got."""
 
     position: Position
@@ -74,8 +53,10 @@ class Backend(Protocol):
 
     name: str
 
-    def receive(self, sock: Socket, slab: Slab, slots: int) -> Received:
+    def receive(self, sock: Socket, slab: Slab, slots: int) -> Columns:
         """Fill at most ``slots`` slots of ``slab`` with what is queued at the socket; never wait.
+
+        The columns hold a token of the slab.
 
         Raises:
           OSError: nothing was received; `BlockingIOError` where nothing is queued.

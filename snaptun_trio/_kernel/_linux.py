@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 
 from . import _abi, _cmsg, _options, _sockaddr, _transmit
 from ._columns import SlabColumns, alike
-from ._interface import Received, Sent
+from ._headers import constant
 from ._pieces import Arrival, received
 
 if TYPE_CHECKING:
     from .._batch import Columns, Target
-    from ._interface import Position, Socket
-    from ._slab import Slab
+    from ._interface import Position, Sent, Socket
+    from ._slab import Layout, Slab
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -28,6 +28,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _RECEIVE_FLAGS = _abi.MSG_DONTWAIT | _abi.MSG_TRUNC
 # No SIGPIPE concerns UDP, but a socket that was shut down must not end the process either.
 _SEND_FLAGS = _abi.MSG_DONTWAIT | _abi.MSG_NOSIGNAL
+
+
+_NO_FLAGS = constant("I", 0, _abi.MAX_BATCH_SIZE)
 
 
 def _system_call(name: str, arguments: list[type]) -> ctypes._NamedFuncPointer:
@@ -80,23 +83,22 @@ class LinuxBackend:
         self._recvmmsg = _system_call("recvmmsg", _RECVMMSG)
         self._sendmmsg = _system_call("sendmmsg", _SENDMMSG)
 
-    def receive(self, sock: Socket, slab: Slab, slots: int) -> Received:
-        headers = slab.headers
-        # The kernel wrote the used lengths over the offered ones; put back what the last call used.
-        used = slab.filled * ctypes.sizeof(_abi.mmsghdr)
-        headers.bytes[:used] = slab.pristine[:used]
-        slab.filled = 0
-        fd = sock.fileno()
-        count: int = self._recvmmsg(fd, headers.address, slots, _RECEIVE_FLAGS, None)
+    def receive(self, sock: Socket, slab: Slab, slots: int) -> Columns:
+        size = slab.expected_size
+        layout = slab.packed(size) if size else slab.layout
+        layout.rearm()
+        fd, address = sock.fileno(), layout.headers.address
+        count: int = self._recvmmsg(fd, address, slots, _RECEIVE_FLAGS, None)
         while count < 0 and ctypes.get_errno() == errno.EINTR:
-            count = self._recvmmsg(fd, headers.address, slots, _RECEIVE_FLAGS, None)
+            count = self._recvmmsg(fd, address, slots, _RECEIVE_FLAGS, None)
         if count < 0:
             raise last_error()
-        slab.filled = count
-        flags = headers.flags[:count]
-        if count and not (alike(flags) and not flags[0]):
-            return _receive_cut(slab, count, gro=_options.gro_enabled(sock))
-        return Received(SlabColumns(slab, count))
+        layout.used = count
+        if size and _longer_than(layout.headers.lengths[:count], size):
+            layout = slab.unpack(count)
+        if layout.headers.flags[:count] != _NO_FLAGS[:count]:
+            return _receive_cut(slab, layout, count, gro=_options.gro_enabled(sock))
+        return SlabColumns(slab, layout, count)
 
     def send(
         self, sock: Socket, columns: Columns, target: Target, position: Position, gso: bool
@@ -126,14 +128,21 @@ class LinuxBackend:
         return transmit.refused(last_error()) if count < 0 else transmit.sent(count)
 
 
-def _receive_cut(slab: Slab, count: int, gro: bool) -> Received:
+def _longer_than(lengths: memoryview, size: int) -> bool:
+    """Whether any of the lengths is over ``size``."""
+    return not (lengths[0] <= size and alike(lengths)) and max(lengths) > size
+
+
+def _receive_cut(slab: Slab, layout: Layout, count: int, gro: bool) -> Columns:
     """A call in which a buffer was too small. Rare, so it goes message by message."""
-    headers, stride = slab.headers, slab.stride
-    memory = slab.lend().toreadonly()
+    headers, start, stride = layout.headers, layout.start, layout.stride
+    # A packed message that is no longer than its place was not cut there.
+    room = slab.slot_size if start == slab.packed_size else stride
+    memory = slab.view(slab.lend()).toreadonly()
     return received(
         [
             Arrival(
-                memory[index * stride : index * stride + slab.slot_size],
+                memory[start + index * stride :][:room],
                 headers.lengths[index],
                 headers.flags[index],
                 _sockaddr.decode(headers.name(index)),

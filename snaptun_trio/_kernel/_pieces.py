@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from .._batch import KEEP, TrainColumns
+from .._batch import KEEP, Losses, TrainColumns
 from .._coalesce import (
     MAX_PAYLOAD_IPV4,
     MAX_PAYLOAD_IPV6,
@@ -20,7 +20,7 @@ from .._coalesce import (
 )
 from .._train import make_train
 from . import _abi, _cmsg, _sockaddr
-from ._interface import Position, Received
+from ._interface import START, Position
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -73,6 +73,15 @@ def pieces(
         offset = 0
 
 
+def check(train: PacketTrain, family: int) -> None:
+    """Make sure that a train can be sent on sockets of this family, as far as Python can tell.
+
+    Raises:
+      TypeError, ValueError: its address, or its local address, is none of this family.
+    """
+    next(pieces(TrainColumns.of((train,)), KEEP, START, family, gso=True))
+
+
 def _piece_size(segment_size: int, length: int, ipv4: bool, gso: bool) -> int:
     """How many bytes of a train go into one message."""
     if not gso or length <= segment_size:
@@ -95,8 +104,8 @@ class Arrival(NamedTuple):
     control: list[_cmsg.ControlMessage]
 
 
-def received(arrivals: Iterable[Arrival], gro: bool, error: OSError | None = None) -> Received:
-    """Trains from messages, with the account of what did not fit.
+def received(arrivals: Iterable[Arrival], gro: bool, error: OSError | None = None) -> TrainColumns:
+    """Columns of trains from messages, with the account of what did not fit.
 
     ``gro`` says whether a message can be several datagrams.
     """
@@ -120,11 +129,5 @@ def received(arrivals: Iterable[Arrival], gro: bool, error: OSError | None = Non
                 truncated += 1 if kept % size else 0
                 datagrams_lost += datagram_count(length, size) - datagram_count(kept, size)
         trains.append(make_train(buffer[:kept], size, address, *told[1:]))
-    return Received(
-        TrainColumns.of(tuple(trains), truncated),
-        datagrams_lost,
-        bytes_lost,
-        trains_unknown,
-        bytes_unknown,
-        error,
-    )
+    losses = Losses(truncated, datagrams_lost, bytes_lost, trains_unknown, bytes_unknown, error)
+    return TrainColumns.of(tuple(trains), losses if any(losses) else None)

@@ -13,7 +13,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from . import _abi, _options, _sockaddr
-from ._interface import Position, Received, Sent
+from ._interface import Position, Sent
 from ._pieces import Arrival, pieces, received
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class PortableBackend:
 
     name = "portable"
 
-    def receive(self, sock: Socket, slab: Slab, slots: int) -> Received:
+    def receive(self, sock: Socket, slab: Slab, slots: int) -> Columns:
         rows: list[tuple[int, int, Address, list[ControlMessage]]] = []
         late_error = None
         with plain_socket(sock) as plain:
@@ -70,7 +70,8 @@ class PortableBackend:
                     if not isinstance(error, BlockingIOError):
                         late_error = error
                     break
-        memory, stride = slab.lend().toreadonly(), slab.stride
+        memory = slab.view(slab.lend()).toreadonly()[slab.packed_size :]
+        stride = slab.stride
         return received(
             [
                 Arrival(

@@ -1,50 +1,91 @@
 # One receive call's memory: slots for the payloads, the message headers, and who still sees them.
 #
-# A slab is lent out as a *lease*: an object that exports the slab's memory and that every view of
-# it keeps alive. When the last one is gone the slab goes back to where it came from, by itself. So
-# this file decides the one thing that must never go wrong, that memory is reused while somebody can
-# still see it. It must not know sockets, nor what a pool does with a slab that has come back.
+# A slab is lent out against a *token*: whoever can see the memory holds it, and when the last
+# holder is gone the slab goes back to where it came from, by itself. So this file decides the one
+# thing that must never go wrong, that memory is reused while somebody can still see it. It must not
+# know sockets, nor what a pool does with a slab that has come back.
 
 from __future__ import annotations
 
+import copy
 import ctypes
-import itertools
-import mmap
+import weakref
+from types import CodeType
 from typing import TYPE_CHECKING, Any
 
 import trio
 
 from . import _abi
-from ._headers import MessageHeaders, constant, sequence
+from ._headers import MessageHeaders, anonymous_memory, constant, sequence
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+# Room for packed messages, in bytes: as much as a receive call is offered, or more.
+PACKED_SIZE = 1 << 20
 
 # A slot's distance to the next is not a power of two: 64 KiB apart, the first bytes of all slots
 # fall into the same few sets of the processor's cache and push each other out.
 _SLOT_SKEW = 1088
 
-_lent: dict[int, Slab] = {}
-_numbers = itertools.count(1)
+Token = CodeType
+_TOKEN: Token = (lambda: None).__code__
+
+_watched: dict[int, _Watch] = {}
 
 
-class _Token(int):
-    """Gives its slab back when it is deallocated.
+class _Watch(weakref.ref[Token]):
+    """Gives a slab back when the token that it watches is deallocated.
 
-    Why an int: a class without instance fields is not known to the cyclic garbage collector. The
-    collector runs the finalizers (and weakref callbacks) of a dead cycle while the cycle's other
-    finalizers can still reach, and even resurrect, every object in it. A slab that came back then
-    could be seen. A token cannot be part of a cycle, so it dies only after the lease that holds it.
+    Why a code object for a token: it is the one weakly referable object that the cyclic garbage
+    collector does not know. The collector runs the finalizers, and the weakref callbacks, of what
+    it tracks in a dead cycle (instances of every class are tracked) while the cycle's other
+    finalizers can still reach, and even resurrect, everything in it. A slab that came back then
+    could be seen. What it does not track dies only after all that hold it.
     """
 
-    __slots__ = ()
+    __slots__ = ("slab",)
 
-    # The default argument outlives the module's globals when the interpreter shuts down.
-    @trio.lowlevel.enable_ki_protection
-    def __del__(self, lent: dict[int, Slab] = _lent) -> None:
-        slab = lent.pop(int(self))
-        slab.lent = False
-        slab.on_return(slab)
+    slab: Slab
+
+
+# The default argument outlives the module's globals when the interpreter shuts down.
+@trio.lowlevel.enable_ki_protection
+def _give_back(watch: weakref.ref[Token], watched: dict[int, _Watch] = _watched) -> None:
+    slab = watched.pop(id(watch)).slab
+    slab.lent = False
+    slab.on_return(slab)
+
+
+class Layout:
+    """A way to lay messages out in a slab, and the headers that say so to `recvmmsg`.
+
+    Message ``i`` begins ``start + i * stride`` bytes into the slab.
+
+    Attributes:
+      start: where the first message begins, in bytes.
+      stride: the distance from one message to the next, in bytes.
+      bases: the address of each message, as a column.
+      used: how many headers the last call wrote to.
+    """
+
+    def __init__(self, slab: Slab, start: int, stride: int, iovecs_each: int = 1) -> None:
+        slots = slab.slots
+        self.headers = MessageHeaders(slots, _abi.CONTROL_SIZE, iovecs_each)
+        self.headers.name_lengths[:] = constant("I", _abi.NAME_SIZE, slots)
+        self.headers.control_lengths[:] = constant("L", _abi.CONTROL_SIZE, slots)
+        self._pristine = memoryview(bytes(self.headers.bytes))
+        self.used = 0
+        self.start = start
+        self.stride = stride
+        self.bases = sequence(slab.address + start, stride, slots)
+
+    def rearm(self) -> None:
+        """Put back what the kernel wrote over the headers that the last call used."""
+        if self.used:
+            size = self.used * _abi.HEADER
+            self.headers.bytes[:size] = self._pristine[:size]
+            self.used = 0
 
 
 class Slab:
@@ -54,6 +95,11 @@ class Slab:
       slots: how many messages a call can fill.
       slot_size: the most payload bytes of one message.
       on_return: called with the slab when nobody sees its memory any more.
+
+    Attributes:
+      payload: the memory: room for packed messages, then the slots.
+      expected_size: for the next receive call, the size of the single datagrams that are expected,
+        in bytes; 0 where nothing is.
     """
 
     def __init__(self, slots: int, slot_size: int, on_return: Callable[[Slab], None]) -> None:
@@ -61,45 +107,83 @@ class Slab:
         self.slot_size = slot_size
         self.on_return = on_return
         self.lent = False
+        self.expected_size = 0
+        self.packed_size = PACKED_SIZE if slots > 1 else 0
         self.stride = slot_size if slots == 1 else -(-slot_size // 64) * 64 + _SLOT_SKEW
-        # Private anonymous memory: pages exist from the first touch on, and stay warm.
-        self.payload = mmap.mmap(-1, self.stride * slots)
+        self.payload = anonymous_memory(self.packed_size + self.stride * slots)
         kind = ctypes.c_char * len(self.payload)
         self.address = ctypes.addressof(kind.from_buffer(self.payload))
         # A subclass with a place for the token. It exports the memory like its base.
-        self._lease_type: Any = type("SlabLease", (kind,), {"__slots__": ("token",)})
-        self._headers: MessageHeaders | None = None
+        self._export_type: Any = type("SlabExport", (kind,), {"__slots__": ("token",)})
+        self._layout: Layout | None = None
+        self._packed: Layout | None = None
 
     @property
-    def headers(self) -> MessageHeaders:
-        """The message headers for `recvmmsg`, built when first asked for."""
-        if self._headers is None:
-            headers = MessageHeaders(self.slots, _abi.CONTROL_SIZE)
-            self.bases = sequence(self.address, self.stride, self.slots)
-            headers.bases[:] = self.bases
-            headers.sizes[:] = constant("L", self.slot_size, self.slots)
-            headers.name_lengths[:] = constant("I", _abi.NAME_SIZE, self.slots)
-            headers.control_lengths[:] = constant("L", _abi.CONTROL_SIZE, self.slots)
-            self.pristine = memoryview(bytes(headers.bytes))
-            self.filled = 0
-            self._headers = headers
-        return self._headers
+    def layout(self) -> Layout:
+        """The plain layout: a slot for each message. Built when first asked for."""
+        if self._layout is None:
+            layout = self._layout = Layout(self, self.packed_size, self.stride)
+            layout.headers.bases[:] = layout.bases
+            layout.headers.sizes[:] = constant("L", self.slot_size, self.slots)
+        return self._layout
+
+    def packed(self, size: int) -> Layout:
+        """The packed layout: messages of exactly ``size`` bytes lie back to back.
+
+        Each header has two iovecs: the message's place in the row, and, for what is longer after
+        all, the rest of its slot, so that `unpack` finds the second part where it belongs.
+        """
+        layout = self._packed
+        if layout is None:
+            layout = self._packed = Layout(self, 0, 0, iovecs_each=2)
+        if layout.stride != size:
+            headers, slots = layout.headers, self.slots
+            layout.stride = size
+            layout.bases = sequence(self.address, size, slots)
+            headers.bases[::2] = layout.bases
+            headers.sizes[::2] = constant("L", size, slots)
+            rest = self.address + self.packed_size + size
+            headers.bases[1::2] = sequence(rest, self.stride, slots)
+            headers.sizes[1::2] = constant("L", self.slot_size - size, slots)
+        return layout
+
+    def unpack(self, count: int) -> Layout:
+        """Move the beginnings of ``count`` packed messages into their slots.
+
+        Returns a layout with the headers as they are and the messages where the plain layout has
+        them.
+        """
+        packed = self._packed
+        assert packed is not None
+        payload, size = self.payload, packed.stride
+        for index in range(count):
+            slot = self.packed_size + index * self.stride
+            payload[slot : slot + size] = payload[index * size : (index + 1) * size]
+        unpacked = copy.copy(packed)
+        unpacked.start, unpacked.stride = self.layout.start, self.layout.stride
+        unpacked.bases = self.layout.bases
+        return unpacked
 
     def slot(self, index: int) -> memoryview:
-        """One slot, writable. For use during a receive call only: it is not covered by a lease."""
-        start = index * self.stride
+        """One slot, writable. For use during a receive call only: no token covers it."""
+        start = self.packed_size + index * self.stride
         return memoryview(self.payload)[start : start + self.slot_size]
 
     @trio.lowlevel.enable_ki_protection
-    def lend(self) -> memoryview:
-        """The whole payload memory, writable, under a new lease.
-
-        The slab is given back when this view, every view made of it, and every object that holds
-        one of them are gone.
-        """
-        number = next(_numbers)
-        lease = self._lease_type.from_buffer(self.payload)
-        _lent[number] = self
+    def lend(self) -> Token:
+        """Lend the slab to whoever holds the token. It is given back when the token is gone."""
+        token = _TOKEN.replace()
+        watch = _Watch(token, _give_back)
+        watch.slab = self
+        _watched[id(watch)] = watch
         self.lent = True
-        lease.token = _Token(number)
-        return memoryview(lease).cast("B")
+        return token
+
+    def view(self, token: Token) -> memoryview:
+        """The whole payload memory, writable.
+
+        The view holds the token, and so does every view that is made of it.
+        """
+        export = self._export_type.from_buffer(self.payload)
+        export.token = token
+        return memoryview(export).cast("B")

@@ -24,7 +24,7 @@ from . import _abi, _cmsg, _sockaddr
 from ._columns import SlabColumns
 from ._headers import MessageHeaders, constant, sequence
 from ._interface import Position, Sent
-from ._memory import address_of
+from ._memory import address_of, addresses_of
 from ._pieces import Piece, pieces
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class Transmit:
                 and columns.plain
                 and max(columns.lengths) <= MAX_PAYLOAD_IPV4
             ):
-                self._fill_from_trains(columns, target)
+                self._fill_from_trains(columns, target, gso)
                 return
         self._fill_pieces(target, gso, _MESSAGES)
 
@@ -135,17 +135,25 @@ class Transmit:
     # -- the three ways
 
     def _fill_from_slab(self, columns: SlabColumns, target: Target, gso: bool) -> None:
-        headers, slab = self.headers, columns.slab
+        headers = self.headers
         first, stop = self._start.train, min(columns.count, self._start.train + _MESSAGES)
         count = stop - first
-        headers.bases[:count] = slab.bases[first:stop]
-        headers.sizes_low[:count] = columns.lengths[first:stop]
-        merge = self._merge = self._merge_of(columns, target) if gso and count > 1 else 1
-        messages = self._set_iovecs(count, merge)
+        merge = 1
+        if gso and count > 1 and columns.even:
+            merge = self._merge_of(columns.longest, columns.segment_sizes[0])
+            if merge > 1 and target is KEEP and not columns.one_source:
+                merge = 1
+        self._merge = merge
         self._stop = stop
+        if merge > 1 and columns.contiguous:
+            messages = self._set_blocks(columns.bases[first], columns.longest, count, merge)
+        else:
+            headers.bases[:count] = columns.bases[first:stop]
+            headers.sizes_low[:count] = columns.lengths[first:stop]
+            messages = self._set_iovecs(count, merge)
         if target is KEEP:
-            headers.name_pointers[:messages] = slab.headers.name_pointers[first:stop:merge]
-            headers.name_lengths[:messages] = slab.headers.name_lengths[first:stop:merge]
+            headers.name_pointers[:messages] = columns.headers.name_pointers[first:stop:merge]
+            headers.name_lengths[:messages] = columns.headers.name_lengths[first:stop:merge]
         else:
             self._set_name(target, messages)
         if columns.most_segments * merge == 1:
@@ -157,46 +165,53 @@ class Transmit:
                 columns.lengths[first:stop].tolist(), columns.segment_sizes[first:stop].tolist()
             )
 
-    def _merge_of(self, columns: SlabColumns, target: Target) -> int:
-        """How many trains fit into one message: they must be alike, full, and for one peer."""
-        if not columns.even or not columns.longest or columns.longest % columns.segment_sizes[0]:
-            return 1
-        if target is KEEP and not columns.one_source:
+    def _merge_of(self, length: int, size: int) -> int:
+        """How many trains of this length and segment size, all for one peer, fit one message."""
+        if not length or length % size:
             return 1
         room = MAX_TRAIN_IPV4 if self.family == _sockaddr.AF_INET else MAX_TRAIN_IPV6
-        return max(1, min(MAX_SEGMENTS // columns.most_segments, room // columns.longest))
+        return max(1, min(MAX_SEGMENTS * size // length, room // length))
 
-    def _fill_from_trains(self, columns: TrainColumns, target: Target) -> None:
-        headers = self.headers
+    def _fill_from_trains(self, columns: TrainColumns, target: Target, gso: bool) -> None:
         first, stop = self._start.train, min(columns.count, self._start.train + _MESSAGES)
         count = stop - first
         lengths = columns.lengths[first:stop]
+        sizes = columns.segment_sizes[first:stop]
+        even = lengths.count(lengths[0]) == count and sizes.count(sizes[0]) == count
+        merge = self._merge_of(lengths[0], sizes[0]) if gso and even and count > 1 else 1
         if target is KEEP:
             addresses = columns.addresses[first:stop]
             if addresses.count(addresses[0]) == count:
-                self._set_name(addresses[0], count)
+                target = addresses[0]
             elif None in addresses:
-                self._fill_pieces(target, True, _MESSAGES)
+                self._fill_pieces(target, gso, _MESSAGES)
                 return
             else:
+                merge = 1
                 self._set_names([_sockaddr.encode(a, self.family) for a in addresses if a])
+        self._merge = merge
+        self._stop = stop
+        self._set_payloads(columns.payloads[first:stop], lengths)
+        messages = self._set_iovecs(count, merge)
+        if target is not KEEP:
+            self._set_name(target, messages)
+        if columns.most_segments * merge == 1:
+            self._set_segments(0, messages)
+        elif even:
+            self._set_segments(sizes[0], messages)
         else:
-            self._set_name(target, count)
-        payloads = columns.payloads[first:stop]
-        total = sum(lengths)
-        if count > 1 and total < _JOIN_BELOW * count:
+            self._set_uneven_segments(lengths, sizes)
+
+    def _set_payloads(self, payloads: list[bytes | memoryview], lengths: list[int]) -> None:
+        """An iovec for each payload."""
+        headers, count = self.headers, len(payloads)
+        if count > 1 and sum(lengths) < _JOIN_BELOW * count:
             self._keep = block = b"".join(payloads)
             bases = array("L", accumulate(lengths[:-1], initial=address_of(block)))
         else:
-            bases = array("L", map(address_of, payloads))
+            bases = addresses_of(payloads)
         headers.bases[:count] = memoryview(bases)
         headers.sizes[:count] = memoryview(array("L", lengths))
-        self._set_iovecs(count, 1)
-        self._stop = stop
-        if columns.most_segments == 1:
-            self._set_segments(0, count)
-        else:
-            self._set_uneven_segments(lengths, columns.segment_sizes[first:stop])
 
     def _fill_pieces(self, target: Target, gso: bool, most: int) -> None:
         headers = self.headers
@@ -230,6 +245,15 @@ class Transmit:
         headers.iovec_counts[messages - 1] = count - (messages - 1) * merge
         self.messages = messages
         return messages
+
+    def _set_blocks(self, base: int, length: int, count: int, merge: int) -> int:
+        """Trains that lie back to back, ``merge`` in each message's one iovec."""
+        headers = self.headers
+        messages = -(-count // merge)
+        headers.bases[:messages] = sequence(base, length * merge, messages)
+        headers.sizes[:messages] = constant("L", length * merge, messages)
+        headers.sizes[messages - 1] = length * (count - (messages - 1) * merge)
+        return self._set_iovecs(messages, 1)
 
     def _set_name(self, address: Address | None, messages: int) -> None:
         """One address for all messages."""

@@ -1,0 +1,90 @@
+# open_batch_pump: a pump that owns everything it needs.
+#
+# It puts socket, receiver, sender, pump and nursery together, and takes them apart in the right
+# order. What any of them does is in the file of its name.
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+import trio
+
+from ._groups import raise_single
+from ._kernel import _options
+from ._pump import DEFAULT_CAPACITY, BatchPump
+from ._receiver import UdpBatchReceiver
+from ._sender import UdpBatchSender
+
+if TYPE_CHECKING:
+    import socket as stdlib_socket
+    from collections.abc import AsyncIterator
+
+    from ._pool import PacketBufPool
+    from ._pump import Handler
+    from ._train import Address
+
+
+@contextlib.asynccontextmanager
+async def open_batch_pump(  # noqa: ASYNC911
+    socket: trio.socket.SocketType | stdlib_socket.socket | Address,
+    *,
+    handler: Handler | None = None,
+    capacity: int = DEFAULT_CAPACITY,
+    pool: PacketBufPool | None = None,
+    batch_size: int = 256,
+    gro: bool = True,
+    gso: bool = True,
+    ecn: bool = False,
+    packet_info: bool = False,
+    timestamps: bool = False,
+) -> AsyncIterator[BatchPump[UdpBatchReceiver, UdpBatchSender]]:
+    """A running `BatchPump` that owns its socket, receiver, sender and nursery.
+
+    Leaving the block stops receiving, sends everything that was put into ``pump.outgoing`` already,
+    and closes the socket. Leaving it by an exception or by cancellation closes at once. A single
+    exception, of the block or of the pump, is never wrapped in a group. Entering is a checkpoint
+    and does not wait; leaving is one, and waits for the socket to take what is left.
+
+    Datagrams are sent with DF set: see `UdpBatchSender` for what an oversize one gets.
+
+    Args:
+      socket: a bound UDP socket, which is closed at the end; or a numeric local address to bind one
+        to, with port 0 for any. ``"::"`` takes IPv4 as well. A socket that is opened here asks for
+        send and receive buffers of 4 MiB; the kernel may grant less, see the statistics.
+      handler: as for `BatchPump`.
+      capacity: as for `BatchPump`.
+      pool: as for `UdpBatchReceiver`, and so are ``batch_size``, ``gro``, ``ecn``, ``packet_info``
+        and ``timestamps``.
+      gso: as for `UdpBatchSender`.
+
+    Raises:
+      OSError: the address cannot be bound.
+      TypeError, ValueError: see `BatchPump`, `UdpBatchReceiver` and `UdpBatchSender`.
+    """
+    sock = (
+        _options.open_socket(socket) if isinstance(socket, tuple) else _options.check_socket(socket)
+    )
+    try:
+        receiver = UdpBatchReceiver(
+            sock,
+            pool,
+            batch_size=batch_size,
+            gro=gro,
+            ecn=ecn,
+            packet_info=packet_info,
+            timestamps=timestamps,
+        )
+        with receiver, UdpBatchSender(sock, gso=gso) as sender:
+            pump = BatchPump(receiver, sender, handler=handler, capacity=capacity)
+            try:
+                async with trio.open_nursery() as nursery:
+                    await nursery.start(pump.run)
+                    yield pump
+                    await pump.drain()
+            except BaseExceptionGroup as group:
+                raise_single(group)
+            finally:
+                pump.close()
+    finally:
+        _options.close_socket(sock)
