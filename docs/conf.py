@@ -1,0 +1,122 @@
+# Sphinx's settings. The build is strict (nitpicky, warnings are errors) and needs no network:
+# names of trio and the standard library become links only where SNAPTUN_TRIO_INTERSPHINX or
+# READTHEDOCS is set.
+
+from __future__ import annotations
+
+import builtins
+import os
+import re
+import sys
+from typing import TYPE_CHECKING
+
+from sphinx.pycode import ModuleAnalyzer
+from sphinx.util import logging
+
+import snaptun_trio
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+
+project = "snaptun_trio"
+copyright = "2026, the snaptun_trio contributors"  # noqa: A001
+release = version = snaptun_trio.__version__
+
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinxcontrib_trio",
+    "myst_parser",
+]
+source_suffix = {".rst": "restructuredtext"}
+exclude_patterns = ["_build"]
+default_role = "obj"
+nitpicky = True
+nitpick_ignore = [("py:class", "stdlib_socket.socket")]  # autodoc shows no hook a property's type
+html_theme = "furo"
+html_title = f"snaptun_trio {release}"
+
+autodoc_member_order = "bysource"
+autodoc_inherit_docstrings = False
+autodoc_default_options = {"members": True, "undoc-members": True}
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+
+if {"SNAPTUN_TRIO_INTERSPHINX", "READTHEDOCS"} & os.environ.keys():
+    extensions.append("sphinx.ext.intersphinx")
+    intersphinx_mapping = {
+        "python": ("https://docs.python.org/3", None),
+        "trio": ("https://trio.readthedocs.io/en/stable", None),
+    }
+else:
+    elsewhere = "|".join(["trio", *sys.stdlib_module_names])
+    builtin_names = "|".join(re.escape(name) for name in dir(builtins))
+    nitpick_ignore_regex = [
+        ("py:.*", rf"({elsewhere})(\..*)?"),
+        ("py:.*", rf"({builtin_names})(\..*)?"),
+    ]
+
+
+plain: dict[str, list[str]] = {}
+
+
+def before_napoleon(
+    app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
+) -> None:
+    """Complain of a missing docstring, which autodoc would pass over without a word."""
+    if not any(lines) and not is_described_by_its_class(name):
+        logging.getLogger(__name__).warning("%s %s has no docstring", what, name)
+    if what == "attribute":
+        plain[name] = list(lines)
+
+
+def after_napoleon(
+    app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
+) -> None:
+    """Undo what it did to attributes: it takes all that stands before a colon for a type."""
+    lines[:] = plain.pop(name, lines)
+
+
+def is_described_by_its_class(name: str) -> bool:
+    """Whether an attribute is explained among the arguments of its class."""
+    _, owner, attribute = name.rsplit(".", 2)
+    description = getattr(getattr(snaptun_trio, owner, None), "__doc__", None) or ""
+    return re.search(rf"^ +{attribute}: ", description, re.MULTILINE) is not None
+
+
+def readable_signature(
+    app: Sphinx, what: str, name: str, obj: object, options: object, *parts: str | None
+) -> tuple[str | None, ...]:
+    """Name types as the reader knows them, and not as the code does."""
+
+    def written_out(part: str | None) -> str | None:
+        if part is None:
+            return None
+        part = part.replace("stdlib_socket.socket", "socket.socket")
+        part = part.replace("tuple[str, int] | tuple[str, int, int, int]", "Address")
+        part = part.replace("AsyncIterator[BatchPump]", "BatchPump")
+        return re.sub(r"\bHandler\b", "Callable[[PacketBatch], PacketBatch | None]", part)
+
+    return tuple(written_out(part) for part in parts)
+
+
+def find_attribute_docstrings() -> None:
+    """Show autodoc the docstrings below attributes, and the order of the members.
+
+    It looks for both in the module that a class names as its own, which is the package, while
+    they stand in the private module where the class is written.
+    """
+    package = ModuleAnalyzer.for_module("snaptun_trio")
+    package.analyze()
+    for module in sorted(name for name in sys.modules if name.startswith("snaptun_trio._")):
+        private = ModuleAnalyzer.for_module(module)
+        private.analyze()
+        package.attr_docs.update(private.attr_docs)
+        package.tagorder.update(private.tagorder)
+
+
+def setup(app: Sphinx) -> None:
+    find_attribute_docstrings()
+    app.connect("autodoc-process-docstring", before_napoleon, priority=400)
+    app.connect("autodoc-process-docstring", after_napoleon, priority=600)
+    app.connect("autodoc-process-signature", readable_signature)

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from snaptun_trio import SendBatchError, UdpBatchSender
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import trio
+
+    from snaptun_trio import Address
+
+
+async def send_to_all(
+    sock: trio.socket.SocketType, packets: Iterable[bytes], targets: list[Address]
+) -> list[Address | None]:
+    """Send every packet to every target, and say which targets could not be reached."""
+    unreachable: list[Address | None] = []
+
+    async def flush() -> None:
+        try:
+            await sender.flush()
+        except SendBatchError as error:  # all the others have been sent
+            unreachable.extend(failure.train.address for failure in error.failures)
+
+    with UdpBatchSender(sock) as sender:
+        for packet in packets:
+            for target in targets:
+                if sender.is_full:
+                    await flush()
+                sender.try_queue_packet(packet, target)
+        await flush()
+    return unreachable

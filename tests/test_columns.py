@@ -1,0 +1,196 @@
+# A received batch as the kernel's headers say it, against a plain reading of the same messages.
+#
+# The recorder stands where the kernel does and hands over whatever a test likes: all messages alike
+# (the array-wise way), or every one different.
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING
+
+import attrs
+import pytest
+from hypothesis import given, strategies as st
+
+from snaptun_trio import PacketBatch, PacketBufPool, PacketTrain, UdpBatchReceiver
+from snaptun_trio._batch import columns_of
+from snaptun_trio._kernel import _abi, _sockaddr
+
+from . import ends
+from .recorder import Incoming, Recorder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    ReceiveScripted = Callable[[list[Incoming]], PacketBatch]
+
+pytestmark = pytest.mark.usefixtures("linux_backend")
+
+PEERS = [("127.0.0.1", 1000), ("127.0.0.2", 1000), ("192.0.2.9", 65_535)]
+
+gro = st.integers(0, 3000).map(lambda size: (17, 104, struct.pack("=i", size)))
+other = st.sampled_from(
+    [
+        (_abi.SOL_IP, _abi.IP_TOS, b"\x02"),
+        (_abi.SOL_SOCKET, _abi.SO_TIMESTAMPNS, struct.pack("=qq", 5, 6)),
+        (_abi.SOL_IP, _abi.IP_PKTINFO, struct.pack("=i4s4s", 1, bytes(4), b"\x7f\0\0\1")),
+        (250, 250, b"unknown"),
+    ]
+)
+controls = st.tuples() | st.tuples(gro) | st.tuples(other, gro) | st.tuples(gro, other)
+incoming = st.builds(
+    lambda size, fill, peer, controls: Incoming(
+        bytes([fill]) * size, _sockaddr.encode(peer, _sockaddr.AF_INET)[:16], controls
+    ),
+    st.integers(0, 5000),
+    st.integers(0, 255),
+    st.sampled_from(PEERS),
+    controls,
+)
+alike = st.tuples(incoming, st.integers(1, 40)).map(lambda both: [both[0]] * both[1])
+messages_of_any_kind = st.lists(incoming, min_size=1, max_size=20) | alike
+
+
+def singles(size: int, other: int, count: int, odd_one: int) -> list[Incoming]:
+    """So many datagrams of one size, each with bytes of its own, and perhaps one that is not."""
+    name = _sockaddr.encode(PEERS[0], _sockaddr.AF_INET)[:16]
+    sizes = [other if index == odd_one else size for index in range(count)]
+    return [Incoming(bytes([index]) * size, name) for index, size in enumerate(sizes)]
+
+
+# What keeps coming in one size is received in another way than what is mixed, so several calls of
+# each sort follow each other.
+calls = st.lists(
+    messages_of_any_kind
+    | st.builds(
+        singles,
+        st.sampled_from([1, 100, 1200, 1201]),
+        st.sampled_from([0, 99, 1300, 4000]),
+        st.integers(1, 40),
+        st.integers(-40, 40),
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+def plain_reading(message: Incoming) -> PacketTrain:
+    """What one message says, read by itself."""
+    size = len(message.payload)
+    fields: dict[str, int | str] = {}
+    for level, kind, data in message.controls:
+        if (level, kind) == (17, 104):
+            size = int.from_bytes(data[:4], "little") or size
+        elif kind == _abi.IP_TOS:
+            fields["ecn"] = data[0] & 3
+        elif kind == _abi.SO_TIMESTAMPNS:
+            fields["timestamp_ns"] = 5_000_000_006
+        elif kind == _abi.IP_PKTINFO:
+            fields |= {"interface_index": 1, "local_address": "127.0.0.1"}
+    address = _sockaddr.decode(message.name)
+    return PacketTrain(message.payload, size, address, **fields)  # type: ignore[arg-type]
+
+
+def looked_at(trains: Iterable[PacketTrain]) -> list[PacketTrain]:
+    """Each datagram as a train of its own, with all that is told of it."""
+    return [
+        attrs.evolve(train, data=packet, segment_size=len(packet))
+        for train in trains
+        for packet in train
+    ]
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    return Recorder(monkeypatch)
+
+
+@pytest.fixture
+def receivers(recorder: Recorder, udp: ends.MakeSocket) -> Callable[[], ReceiveScripted]:
+    """Makes functions that receive what a test hands over, each with a receiver of its own."""
+    sock = udp()
+
+    def make(buffer_size: int = 65_536) -> ReceiveScripted:
+        pool = PacketBufPool(buffer_size, capacity=1)
+        receiver = UdpBatchReceiver(sock, pool, batch_size=64, gro=False)
+
+        def receive(messages: list[Incoming]) -> PacketBatch:
+            assert pool.statistics().slabs_in_use == 0
+            recorder.incoming = list(messages)
+            return receiver.receive_nowait()
+
+        return receive
+
+    return make
+
+
+@given(calls=calls)
+def test_a_batch_is_what_its_messages_say_one_by_one(
+    receivers: Callable[[], ReceiveScripted], recorder: Recorder, calls: list[list[Incoming]]
+) -> None:
+    receive = receivers()
+    for messages in calls:
+        while messages:
+            batch = receive(messages)
+            check_batch(batch, messages[: len(messages) - len(recorder.incoming)])
+            messages = list(recorder.incoming)
+            del batch
+
+
+def check_batch(batch: PacketBatch, messages: list[Incoming]) -> None:
+    expected = [plain_reading(message) for message in messages]
+    assert len(batch) == sum(len(train) for train in expected)
+    assert batch.nbytes == sum(train.nbytes for train in expected)
+    assert list(batch) == [(packet, train.address) for train in expected for packet in train]
+    assert looked_at(batch.trains) == looked_at(expected)
+    assert looked_at(columns_of(batch)[0].trains()) == looked_at(expected)
+    assert columns_of(batch)[0].most_segments == max(len(train) for train in expected)
+
+
+@given(messages=messages_of_any_kind, data=st.data())
+def test_a_part_of_a_received_batch_is_measured_as_its_trains(
+    receivers: Callable[[], ReceiveScripted], messages: list[Incoming], data: st.DataObject
+) -> None:
+    columns, _ = columns_of(receivers()(messages))
+    start = data.draw(st.integers(0, columns.count))
+    stop = data.draw(st.integers(start, columns.count))
+    part = columns.trains()[start:stop]
+    assert columns.measure(start, stop) == (
+        sum(len(train) for train in part),
+        sum(train.nbytes for train in part),
+    )
+
+
+@given(sizes=st.lists(st.lists(st.integers(0, 130), min_size=17, max_size=20), max_size=4))
+def test_whatever_does_not_fit_is_cut_at_the_buffers_end(
+    receivers: Callable[[int], ReceiveScripted], sizes: list[list[int]]
+) -> None:
+    receive = receivers(100)
+    name = _sockaddr.encode(PEERS[0], _sockaddr.AF_INET)[:16]
+    for call in [[100] * 20, *sizes, [90] * 20, *sizes, [110] * 20]:
+        payloads = [bytes([index]) * size for index, size in enumerate(call)]
+        batch = receive([Incoming(payload, name) for payload in payloads])
+        received = [packet for packet, _ in batch]
+        assert received == [payload[:100] for payload in payloads[: len(received)]]
+        assert batch.truncated == sum(len(payload) > 100 for payload in payloads[: len(received)])
+        del batch
+
+
+def test_trains_are_made_once(receivers: Callable[[], ReceiveScripted]) -> None:
+    batch = receivers()([Incoming(b"x", _sockaddr.encode(PEERS[0], _sockaddr.AF_INET)[:16])])
+    assert batch.trains is batch.trains
+
+
+def test_a_message_without_a_name_has_no_address(receivers: Callable[[], ReceiveScripted]) -> None:
+    assert list(receivers()([Incoming(b"x", b"")])) == [(b"x", None)]
+
+
+def test_a_zero_stride_is_one_datagram_and_no_endless_loop(
+    receivers: Callable[[], ReceiveScripted],
+) -> None:
+    name = _sockaddr.encode(PEERS[0], _sockaddr.AF_INET)[:16]
+    message = Incoming(b"abcdef", name, ((17, 104, struct.pack("=i", 0)),))
+    for messages in ([message], [message, message], [message, Incoming(b"", name)]):
+        batch = receivers()(messages)
+        assert [packet for packet, _ in batch] == [m.payload for m in messages]
+        assert len(batch) == len(messages)

@@ -1,0 +1,114 @@
+# What a type checker must see of the public names: mypy and pyright read this file, and nothing
+# runs it. It uses only what `snaptun_trio` exports, as a program would.
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import assert_type
+
+import trio
+
+from snaptun_trio import (
+    MAX_BATCH_SIZE,
+    Address,
+    BatchPump,
+    Packet,
+    PacketBatch,
+    PacketBufPool,
+    PacketTooLargeError,
+    PacketTrain,
+    PoolStatistics,
+    PumpStatistics,
+    QueueFullError,
+    QueuePacketError,
+    ReceiverStatistics,
+    SendBatchError,
+    SenderStatistics,
+    SendFailure,
+    UdpBatchReceiver,
+    UdpBatchSender,
+    open_batch_pump,
+)
+
+
+def values() -> None:
+    train = PacketTrain(b"onetwo", 3, ("192.0.2.1", 9), ecn=1)
+    assert_type(train.data, bytes | memoryview)
+    assert_type(train.address, Address | None)
+    assert_type(train.timestamp_ns, int | None)
+    assert_type(iter(train), Iterator[bytes])
+    assert_type(train.to(("2001:db8::1", 9, 0, 0)), PacketTrain)
+    assert_type(PacketTrain.pack([b"one", bytearray(2)], None), list[PacketTrain])
+    batch = PacketBatch([train])
+    assert_type(batch.trains, tuple[PacketTrain, ...])
+    assert_type(batch.to(None), PacketBatch)
+    assert_type(len(batch) + batch.nbytes + batch.truncated + MAX_BATCH_SIZE, int)
+    for packet, address in batch:
+        assert_type(packet, bytes)
+        assert_type(address, Address | None)
+    train.address = None  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+    PacketTrain("text", 1, None)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def buffers() -> None:
+    pool = PacketBufPool(65_536, capacity=8)
+    assert_type(pool.get(), memoryview)
+    assert_type(pool.statistics(), PoolStatistics)
+    assert_type(pool.statistics().slabs_in_use, int)
+
+
+async def receiver(sock: trio.socket.SocketType) -> None:
+    def look_at(packet: bytes, address: Address | None) -> None: ...
+
+    with UdpBatchReceiver(sock, PacketBufPool(), batch_size=64, gro=True, ecn=True) as receiver:
+        channel: trio.abc.ReceiveChannel[PacketBatch] = receiver
+        assert_type(await channel.receive(), PacketBatch)
+        assert_type(receiver.receive_nowait(), PacketBatch)
+        async for batch in receiver:
+            assert_type(batch, PacketBatch)
+        await receiver.recv_batch(look_at)
+        assert_type(receiver.statistics(), ReceiverStatistics)
+        assert_type(receiver.statistics().buffers_dropped_by_kernel, int | None)
+
+
+async def sender(sock: trio.socket.SocketType, packet: Packet, batch: PacketBatch) -> None:
+    with UdpBatchSender(sock, batch_size=64, max_packet_size=1200, gso=False) as sender:
+        channel: trio.abc.SendChannel[PacketBatch] = sender
+        await channel.send(batch)
+        try:
+            sender.try_queue_packet(packet, ("192.0.2.1", 9))
+            sender.try_queue_train(batch.trains[0])
+        except QueueFullError as full:
+            assert_type(full.target, Address | None)
+        except PacketTooLargeError as large:
+            assert_type(large.packet_len, int)
+            refused: QueuePacketError = large
+            assert_type(refused.packet, Packet)
+        try:
+            sender.try_flush_best_effort()
+            await sender.flush()
+        except SendBatchError as error:
+            assert_type(error.failures, list[SendFailure])
+            assert_type(error.failures[0].train, PacketTrain)
+            assert_type(error.failures[0].error, OSError)
+        assert_type((sender.is_empty, sender.is_full), tuple[bool, bool])
+        assert_type(sender.statistics(), SenderStatistics)
+        assert_type(sender.statistics().failures, Mapping[int, int])
+
+
+async def pump(nursery: trio.Nursery) -> None:
+    def drop_or_keep(batch: PacketBatch) -> PacketBatch | None:
+        return batch if len(batch) > 1 else None
+
+    to_pump, incoming = trio.open_memory_channel[PacketBatch](1)
+    outgoing, from_pump = trio.open_memory_channel[PacketBatch](1)
+    await nursery.start(BatchPump(incoming, outgoing, handler=drop_or_keep, capacity=2).run)
+    await to_pump.send(await from_pump.receive())
+    async with open_batch_pump(("::1", 0), gro=False) as pump:
+        assert_type(pump, BatchPump)
+        async for batch in pump.incoming:
+            assert_type(batch, PacketBatch)
+            await pump.outgoing.send(batch)
+        assert_type(pump.statistics(), PumpStatistics)
+        assert_type(pump.statistics().receiver, ReceiverStatistics | None)
+    BatchPump(outgoing, incoming)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
