@@ -28,10 +28,13 @@ if TYPE_CHECKING:
     from ._batch import Columns
     from ._train import Address
 
-# How many bytes a call is offered, more or less. What travels between two tasks should fit the
-# processor's cache: more slots than that make each datagram dearer, not cheaper.
-_BYTES_A_CALL = 512 << 10
+# How many bytes a call is offered, more or less. Two things pull at it: a call costs 15 to 20 us of
+# Python, and what it brings should still be in the processor's second-level cache when it is sent
+# on. Measured with trains of 60 000 bytes: 8 a call 110 ns a datagram, 12 a call 98, 17 a call 100.
+_BYTES_A_CALL = 768 << 10
 _FEWEST_SLOTS = 1
+# Before anything is known. Many slots would touch many pages for ever.
+_FIRST_SLOTS = 16
 
 # So many single datagrams of one size in a call, and the next one expects more of them.
 _PACK_FROM = 16
@@ -99,7 +102,7 @@ class UdpBatchReceiver(trio.abc.ReceiveChannel[PacketBatch]):
             _options.enable_gro(self._socket)
         self._backend = pick_backend()
         self._gate = Gate(self._socket, trio.lowlevel.wait_readable, "receiving from this receiver")
-        self._slots = batch_size  # what the next call is offered
+        self._slots = min(_FIRST_SLOTS, batch_size)  # what the next call is offered
         self._filled = False  # whether the last call took all that it was offered
         self._expected_size = 0  # of the single datagrams that keep coming, in bytes
         self._held: PacketBatch | None = None
