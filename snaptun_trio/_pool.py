@@ -12,6 +12,7 @@ import trio
 
 from ._kernel._slab import Slab
 from ._statistics import PoolStatistics
+from ._train import check_int
 
 # A train is at most 65 535 bytes with its headers, whatever the MTU; a shorter buffer makes the
 # kernel throw the rest of it away.
@@ -42,14 +43,8 @@ class PacketBufPool:
     """
 
     def __init__(self, buffer_size: int = GRO_BUFFER_SIZE, *, capacity: int = 32) -> None:
-        for name, value, most in (
-            ("buffer_size", buffer_size, GRO_BUFFER_SIZE),
-            ("capacity", capacity, 2**31),
-        ):
-            if not isinstance(value, int):
-                raise TypeError(f"{name} is an int, not {value!r}")
-            if not 1 <= value <= most:
-                raise ValueError(f"{name} is 1 to {most}, not {value}")
+        check_int("buffer_size", buffer_size, 1, GRO_BUFFER_SIZE)
+        check_int("capacity", capacity, 1, 2**31)
         self._buffer_size = buffer_size
         self._capacity = capacity
         self._shelves: dict[int, _Shelf] = {}

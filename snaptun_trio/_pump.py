@@ -23,6 +23,7 @@ from ._groups import raise_single
 from ._receiver import UdpBatchReceiver
 from ._sender import UdpBatchSender
 from ._statistics import PumpStatistics
+from ._train import check_int
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -102,10 +103,7 @@ class BatchPump(trio.abc.AsyncResource, Generic[ReceiverT, SenderT]):
             raise TypeError(f"sender is a SendChannel of batches, not {sender!r:.80}")
         if handler is not None and not callable(handler):
             raise TypeError(f"handler is a plain function, not {handler!r:.80}")
-        if not isinstance(capacity, int):
-            raise TypeError(f"capacity is an int, not {capacity!r}")
-        if capacity < 1:
-            raise ValueError(f"capacity is 1 or more, not {capacity}")
+        check_int("capacity", capacity, 1, 2**31)
         self._receiver = receiver
         self._sender = sender
         self._handler = handler

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from ._batch import Columns, Target
+    from ._errors import SendFailure
     from ._kernel._interface import Position
     from ._train import Address
 
@@ -40,8 +41,14 @@ class Unsent:
     columns: Columns
     target: Target
     position: Position = START
-    first_error: OSError | None = None
-    """What the message at ``position`` was refused with, when it is tried a second time."""
+    tries: list[int] = attrs.Factory(list)
+    """What the message at ``position`` was refused with so far, by errno."""
+    one_by_one: Position = START
+    """Up to there datagrams go one by one, because a train of them was refused."""
+    doubt: OSError | None = None
+    """Why GSO may be at fault, while the first of them is tried."""
+    last_failure: SendFailure | None = None
+    """The refused part of a train, while the datagrams after it are tried."""
 
 
 class SendQueue:
@@ -75,7 +82,7 @@ class SendQueue:
         items = self._waiting.get(target)
         if items is None:
             if target is not None:
-                _sockaddr.encode(target, self._family)
+                _sockaddr.check(target, self._family)
             items = self._waiting[target] = []
         if isinstance(item, PacketTrain):
             self._trains_wait = True

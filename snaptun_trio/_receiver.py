@@ -14,11 +14,11 @@ import trio
 from ._batch import PacketBatch, batch_of
 from ._gate import Gate
 from ._kernel import _errnos, _options, pick_backend
-from ._kernel._abi import check_batch_size
+from ._kernel._abi import MAX_BATCH_SIZE
 from ._kernel._slab import PACKED_SIZE
 from ._pool import GRO_BUFFER_SIZE, PacketBufPool
 from ._statistics import ReceiverStatistics
-from ._train import PacketTrain, make_train
+from ._train import PacketTrain, check_int, make_train
 
 if TYPE_CHECKING:
     import socket as stdlib_socket
@@ -86,7 +86,8 @@ class UdpBatchReceiver(trio.abc.ReceiveChannel[PacketBatch]):
         timestamps: bool = False,
     ) -> None:
         self._socket = _options.check_socket(socket)
-        self._batch_size = check_batch_size(batch_size)
+        check_int("batch_size", batch_size, 1, MAX_BATCH_SIZE)
+        self._batch_size = batch_size
         if pool is None:
             pool = PacketBufPool()
         elif not isinstance(pool, PacketBufPool):

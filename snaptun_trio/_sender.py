@@ -1,15 +1,11 @@
-# UdpBatchSender: the flush, and what a refusal of the kernel means.
+# UdpBatchSender: what a program sends with. The queue's door, and the waiting.
 #
-# How columns become system calls is the backend's, what waits is in `_queue`. This file decides for
-# every error whether it is about the socket, about GSO, about an earlier datagram or about this
-# one, and accounts for each datagram exactly once. It must not know the receiver.
+# What waits is in `_queue`, what a refusal of the kernel means in `_flush`, how columns become
+# system calls in the backend. This file checks what comes in before any of it is queued, waits for
+# the socket, and reports. It must not know the receiver.
 
 from __future__ import annotations
 
-import enum
-import errno
-import logging
-from collections import Counter
 from types import MappingProxyType
 from typing import TYPE_CHECKING, final
 
@@ -17,37 +13,23 @@ import trio
 
 from ._batch import KEEP, PacketBatch, TrainColumns, columns_of
 from ._coalesce import MAX_PAYLOAD_IPV4, MAX_PAYLOAD_IPV6
-from ._errors import PacketTooLargeError, QueueFullError, SendBatchError, SendFailure
+from ._errors import PacketTooLargeError, QueueFullError, SendBatchError
+from ._flush import Flush, Turn
 from ._gate import Gate
-from ._kernel import _errnos, _options, _pieces, _sockaddr, pick_backend
-from ._kernel._abi import check_batch_size
+from ._kernel import _options, _pieces, _sockaddr, pick_backend
+from ._kernel._abi import MAX_BATCH_SIZE
 from ._kernel._columns import SlabColumns
 from ._kernel._interface import START
 from ._queue import SendQueue
 from ._statistics import SenderStatistics
-from ._train import PacketTrain, flat_view, make_train
+from ._train import PacketTrain, check_int, flat_view
 
 if TYPE_CHECKING:
     import socket as stdlib_socket
     from types import TracebackType
 
     from ._batch import Columns, Target
-    from ._kernel._interface import Position, Sent
-    from ._queue import Unsent
     from ._train import Address, Packet
-
-logger = logging.getLogger("snaptun_trio")
-
-# A flush lets other tasks run after so many messages. The kernel takes 1 to 5 us for each.
-_MESSAGES_A_TURN = 1024
-
-
-class _Turn(enum.Enum):
-    """How one turn of sending ended."""
-
-    DONE = enum.auto()
-    MORE = enum.auto()
-    BLOCKED = enum.auto()
 
 
 @final
@@ -86,25 +68,18 @@ class UdpBatchSender(trio.abc.SendChannel[PacketBatch]):
         gso: bool = True,
     ) -> None:
         self._socket = _options.check_socket(socket)
-        self._batch_size = check_batch_size(batch_size)
-        if not isinstance(max_packet_size, int):
-            raise TypeError(f"max_packet_size is an int, not {max_packet_size!r}")
-        if not 1 <= max_packet_size <= MAX_PAYLOAD_IPV6:
-            raise ValueError(f"max_packet_size is 1 to {MAX_PAYLOAD_IPV6}, not {max_packet_size}")
+        check_int("batch_size", batch_size, 1, MAX_BATCH_SIZE)
+        self._batch_size = batch_size
+        check_int("max_packet_size", max_packet_size, 1, MAX_PAYLOAD_IPV6)
         self._max_packet_size = max_packet_size
         _options.check_bound(self._socket)
         self._family = int(self._socket.family)
-        self._gso = (
-            _options.gso_available(self._socket) and gso and not _options.switched_off("GSO")
-        )
+        offload = _options.gso_available(self._socket) and gso and not _options.switched_off("GSO")
         _options.forbid_fragmentation(self._socket)
-        self._backend = pick_backend()
         self._gate = Gate(self._socket, trio.lowlevel.wait_writable, "sending with this sender")
         self._queue = SendQueue(self._family)
-        self._failures: list[SendFailure] = []
-        self._sent = self._discarded = 0
-        self._calls = self._trains = self._bytes = self._gso_fallbacks = 0
-        self._failed: Counter[int] = Counter()
+        self._flush = Flush(self._socket, pick_backend(), self._queue, self._gate, offload)
+        self._discarded = 0
 
     @property
     def socket(self) -> trio.socket.SocketType | stdlib_socket.socket:
@@ -124,7 +99,7 @@ class UdpBatchSender(trio.abc.SendChannel[PacketBatch]):
     @property
     def gso(self) -> bool:
         """Whether the kernel cuts the trains."""
-        return self._gso
+        return self._flush.gso
 
     @property
     def is_empty(self) -> bool:
@@ -198,9 +173,9 @@ class UdpBatchSender(trio.abc.SendChannel[PacketBatch]):
           trio.ClosedResourceError: the sender or the socket is closed.
           OSError: the kernel reported an error of the socket as a whole.
         """
-        turn = self._send_all_now()
+        turn = self._flush.all_now()
         self._raise_failures()
-        if turn is _Turn.BLOCKED:
+        if turn is Turn.BLOCKED:
             raise trio.WouldBlock
 
     @trio.lowlevel.enable_ki_protection
@@ -263,11 +238,11 @@ class UdpBatchSender(trio.abc.SendChannel[PacketBatch]):
         """
         accepted = self._check_batch(value)
         with self._gate:
-            if self._queue.datagrams and self._send_all_now() is _Turn.BLOCKED:
+            if self._queue.datagrams and self._flush.all_now() is Turn.BLOCKED:
                 raise trio.WouldBlock
             unsent = self._queue.put_columns(*accepted)
-            turn = self._send_all_now()
-        if turn is _Turn.BLOCKED and unsent.position == START:
+            turn = self._flush.all_now()
+        if turn is Turn.BLOCKED and unsent.position == START:
             self._queue.take_back(unsent)
             raise trio.WouldBlock
         self._raise_failures()
@@ -275,19 +250,19 @@ class UdpBatchSender(trio.abc.SendChannel[PacketBatch]):
     def statistics(self) -> SenderStatistics:
         """A snapshot of what the sender has counted; afterwards too, when it is closed."""
         return SenderStatistics(
-            send_calls=self._calls,
-            trains_sent=self._trains,
+            send_calls=self._flush.calls,
+            trains_sent=self._flush.trains,
             datagrams_submitted=self._queue.submitted,
-            datagrams_sent=self._sent,
-            bytes_sent=self._bytes,
-            datagrams_failed=self._failed.total(),
+            datagrams_sent=self._flush.datagrams,
+            bytes_sent=self._flush.nbytes,
+            datagrams_failed=self._flush.failed.total(),
             datagrams_discarded=self._discarded,
-            failures=MappingProxyType(dict(self._failed)),
+            failures=MappingProxyType(dict(self._flush.failed)),
             datagrams_queued=self._queue.datagrams,
             asynchronous_errors=MappingProxyType(dict(self._gate.asynchronous_errors)),
-            gso_fallbacks=self._gso_fallbacks,
+            gso_fallbacks=self._flush.gso_fallbacks,
             send_buffer_size=_options.send_buffer_size(self._socket),
-            gso=self._gso,
+            gso=self._flush.gso,
         )
 
     def close(self) -> None:
@@ -328,11 +303,11 @@ class UdpBatchSender(trio.abc.SendChannel[PacketBatch]):
         columns, target = columns_of(batch)
         if target is not KEEP:
             if target is not None:
-                _sockaddr.encode(target, self._family)
+                _sockaddr.check(target, self._family)
         elif isinstance(columns, TrainColumns):
             for address in set(columns.addresses):
                 if address is not None:
-                    _sockaddr.encode(address, self._family)
+                    _sockaddr.check(address, self._family)
             if not columns.plain:
                 for train in columns.trains():
                     _pieces.check(train, self._family)
@@ -343,111 +318,15 @@ class UdpBatchSender(trio.abc.SendChannel[PacketBatch]):
     async def _send_all(self) -> bool:
         """Send until nothing is left. Returns whether other tasks could run meanwhile."""
         yielded = False
-        while (turn := self._send_a_turn()) is not _Turn.DONE:
+        while (turn := self._flush.turn()) is not Turn.DONE:
             yielded = True
-            if turn is _Turn.BLOCKED:
+            if turn is Turn.BLOCKED:
                 await self._gate.wait()
             else:
                 await trio.lowlevel.checkpoint()
         return yielded  # noqa: ASYNC910
 
-    def _send_all_now(self) -> _Turn:
-        while (turn := self._send_a_turn()) is _Turn.MORE:
-            pass
-        return turn
-
     def _raise_failures(self) -> None:
-        if self._failures:
-            failures, self._failures = self._failures, []
+        if self._flush.failures:
+            failures, self._flush.failures = self._flush.failures, []
             raise SendBatchError(failures)
-
-    def _send_a_turn(self) -> _Turn:
-        """Send until nothing is left, the socket is full, or it is the others' turn."""
-        self._gate.check_open()
-        messages = 0
-        while messages < _MESSAGES_A_TURN:
-            unsent = self._queue.first()
-            if unsent is None:
-                return _Turn.DONE
-            outcome = self._backend.send(
-                self._socket, unsent.columns, unsent.target, unsent.position, self._gso
-            )
-            if outcome.error is None:
-                self._advance(unsent, outcome)
-                messages += outcome.messages
-            elif isinstance(outcome.error, BlockingIOError):
-                return _Turn.BLOCKED
-            else:
-                self._refused(unsent, outcome, outcome.error)
-                messages += 1
-        return _Turn.MORE
-
-    def _advance(self, unsent: Unsent, outcome: Sent) -> None:
-        """Account for what the kernel took."""
-        if unsent.first_error is not None:
-            # The second try went through, so the error was about an earlier datagram.
-            self._gate.asynchronous_errors[unsent.first_error.errno or 0] += 1
-            unsent.first_error = None
-        self._gate.progress()
-        self._calls += 1
-        self._trains += outcome.messages
-        self._sent += outcome.datagrams
-        self._bytes += outcome.nbytes
-        self._queue.move_on(outcome.position, outcome.datagrams)
-
-    def _refused(self, unsent: Unsent, outcome: Sent, error: OSError) -> None:
-        """Decide what a refusal is about. Nothing of the refused message was sent."""
-        if error.errno in _errnos.GONE:
-            raise trio.ClosedResourceError("the socket was closed") from None
-        if unsent.first_error is None:
-            # It may be about an earlier datagram (ICMP came back), or a passing fault: the kernel
-            # reports such an error once, and the same message goes through on the second try.
-            unsent.first_error = error
-            return
-        unsent.first_error = None
-        if outcome.segmented and error.errno in (errno.EIO, errno.EINVAL):
-            if error.errno == errno.EIO:
-                # The kernel's one word for "I cannot segment on this route" (net/ipv4/udp.c).
-                self._switch_gso_off(error)
-                return
-            # EINVAL has many reasons: port 0, a blackhole route, a segment limit. The same data
-            # without segmentation tells whether GSO is one of them.
-            single = self._backend.send_single(
-                self._socket, unsent.columns, unsent.target, unsent.position
-            )
-            if single.error is None:
-                self._switch_gso_off(error)
-                self._advance(unsent, single)
-                return
-            if isinstance(single.error, BlockingIOError):
-                unsent.first_error = error
-                return
-            error = single.error
-        self._fail(unsent, outcome.refused, error)
-
-    def _switch_gso_off(self, error: OSError) -> None:
-        self._gso = False
-        self._gso_fallbacks += 1
-        logger.warning(
-            "the kernel does not segment trains here (%s): from now on each datagram goes alone",
-            error.strerror,
-        )
-
-    def _fail(self, unsent: Unsent, end: Position, error: OSError) -> None:
-        """Take a message out of the queue that can never be sent."""
-        index, offset = unsent.position
-        datagrams = 0
-        while (index, offset) < end:
-            whole = unsent.columns.trains()[index]
-            stop = end.offset if index == end.train else whole.nbytes
-            train = make_train(
-                whole.data[offset:stop],
-                whole.segment_size,
-                whole.address if unsent.target is KEEP else unsent.target,
-                whole.ecn,
-            )
-            self._failures.append(SendFailure(train, error))
-            datagrams += len(train)
-            index, offset = index + 1, 0
-        self._failed[error.errno or 0] += datagrams
-        self._queue.move_on(end, datagrams)

@@ -41,6 +41,42 @@ def flat_view(data: Packet) -> memoryview:
     return view.cast("B") if view.format != "B" or view.ndim != 1 else view
 
 
+def check_int(name: str, value: int, least: int, most: int) -> None:
+    """Make sure that an argument is a whole number within its range.
+
+    A bool is not taken for a number: it is nearly always a slip.
+
+    Raises:
+      TypeError: it is not an int.
+      ValueError: it is out of its range.
+    """
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} is an int, not {value!r:.60}")
+    if not least <= value <= most:
+        raise ValueError(f"{name} is out of range: {value!r:.60} is not {least} to {most}")
+
+
+def check_address(address: Address | None) -> None:
+    """Make sure that an address looks like one. Which hosts are numeric is the system's matter.
+
+    Raises:
+      TypeError: it is neither a tuple of the right length and types nor `None`.
+      ValueError: a number is out of its range.
+    """
+    if address is None:
+        return
+    if not (isinstance(address, tuple) and len(address) in (2, 4)):
+        raise TypeError(
+            f"an address is (host, port) or (host, port, flowinfo, scope_id), not {address!r:.120}"
+        )
+    if not isinstance(address[0], str):
+        raise TypeError(f"the host of an address is a str, not {address[0]!r:.60}")
+    for name, number, most in zip(
+        ("port", "flowinfo", "scope_id"), address[1:], (0xFFFF, 0xFFFFF, 0xFFFFFFFF)
+    ):
+        check_int(f"an address's {name}", number, 0, most)
+
+
 @final
 @attrs.define(frozen=True, init=False, slots=True)
 class PacketTrain:
@@ -94,20 +130,16 @@ class PacketTrain:
             data = flat_view(data)
         elif not isinstance(data, bytes):
             raise TypeError(f"a train's data is bytes or a read-only memoryview, not {data!r:.60}")
-        if not isinstance(segment_size, int):
-            raise TypeError(f"segment_size is an int, not {segment_size!r}")
-        if not (1 if len(data) else 0) <= segment_size <= 0xFFFF:
-            raise ValueError(f"segment_size is 1 to 65535 bytes, not {segment_size}")
-        if address is not None and not isinstance(address, tuple):
-            raise TypeError(f"an address is a tuple or None, not {address!r}")
-        if ecn is not None and ecn not in (0, 1, 2, 3):
-            raise ValueError(f"ecn is 0 to 3, not {ecn!r}")
+        check_int("segment_size", segment_size, 1 if len(data) else 0, 0xFFFF)
+        check_address(address)
+        if ecn is not None:
+            check_int("ecn", ecn, 0, 3)
         if local_address is not None and not isinstance(local_address, str):
             raise TypeError(f"local_address is a numeric host, not {local_address!r}")
-        if interface_index is not None and not (
-            isinstance(interface_index, int) and 0 < interface_index < 2**31
-        ):
-            raise ValueError(f"interface_index is a positive int, not {interface_index!r}")
+        if interface_index is not None:
+            check_int("interface_index", interface_index, 1, 2**31 - 1)
+        if timestamp_ns is not None:
+            check_int("timestamp_ns", timestamp_ns, 0, 2**63 - 1)
         self.__attrs_init__(
             data, segment_size, address, ecn, local_address, interface_index, timestamp_ns
         )
@@ -139,9 +171,10 @@ class PacketTrain:
         65 493 bytes (65 473 to an IPv6 address). A zero-length packet goes alone.
 
         Raises:
-          TypeError: a packet is not bytes-like.
+          TypeError: a packet is not bytes-like, or the address is none.
           ValueError: a packet is over 65 527 bytes, which no UDP datagram can hold.
         """
+        check_address(address)
         payloads = [p if isinstance(p, bytes) else bytes(flat_view(p)) for p in packets]
         sizes = list(map(len, payloads))
         if max(sizes, default=0) > MAX_PAYLOAD_IPV6:

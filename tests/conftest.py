@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import sys
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ import pytest
 from . import ends, scripted
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Generator, Iterator
 
 # No deadline: another process on the machine must not make a test fail. No database: a run leaves

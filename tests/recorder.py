@@ -110,7 +110,7 @@ def read_messages(address: int, count: int) -> list[Message]:
 class Incoming:
     """A message as the kernel would hand it over."""
 
-    payload: bytes = attrs.field(repr=len)
+    payload: bytes = attrs.field(repr=lambda payload: f"{len(payload)} bytes")
     name: bytes
     controls: tuple[tuple[int, int, bytes], ...] = ()
 
@@ -144,6 +144,7 @@ class Recorder:
     Attributes:
       sent: the messages of each sendmmsg call.
       before_sending, after_receiving: called at those moments, with what the call has.
+      received_messages: how many messages the last recvmmsg call brought.
       received_at: where the payloads of received messages were put.
       interruptions: so many calls are answered with EINTR before the next one is made.
     """
@@ -155,6 +156,7 @@ class Recorder:
         self._send = backend._sendmmsg
         self.sent: list[list[Message]] = []
         self.received_at: set[int] = set()
+        self.received_messages = 0
         self.interruptions = 0
         self.interrupted = 0
         self.pretend = False
@@ -186,9 +188,11 @@ class Recorder:
             got = int(self._receive(fd, address, count, flags, timeout))
         number = ctypes.get_errno()
         if got > 0:
+            self.received_messages = got
             for header in (_Mmsghdr * got).from_address(address):
                 rooms = header.message.iovecs[: header.message.iovec_count]
                 self.received_at.update(room.base or 0 for room in rooms)
+            del header, rooms
             self.after_receiving()
         ctypes.set_errno(number)
         return got

@@ -1,4 +1,5 @@
-# Closing a receiver, a sender, or the socket that was lent to them: before, during and after a wait.
+# Closing a receiver, a sender, or the socket that was lent to them: before, during and after a
+# wait.
 
 from __future__ import annotations
 

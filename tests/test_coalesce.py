@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given, strategies as st
 
@@ -43,7 +45,7 @@ def test_trains_stay_within_the_kernels_limits(sizes: list[int], max_bytes: int)
 @given(sizes=sizes_of_packets | any_sizes, max_bytes=st.integers(1, 65_507))
 def test_no_two_neighbours_could_have_been_one_train(sizes: list[int], max_bytes: int) -> None:
     trains = list(coalesce(sizes, max_bytes))
-    for (start, stop), (_, next_stop) in zip(trains, trains[1:]):
+    for (start, stop), (_, next_stop) in itertools.pairwise(trains):
         first, follower = sizes[start:stop], sizes[stop:next_stop][0]
         fits = sum(first) + follower <= max_bytes and len(first) < MAX_SEGMENTS
         open_ended = first[-1] == first[0] and 0 < follower <= first[0]

@@ -16,11 +16,12 @@ from snaptun_trio import PacketBatch, PacketBufPool, PacketTrain, UdpBatchReceiv
 from snaptun_trio._batch import columns_of
 from snaptun_trio._kernel import _abi, _sockaddr
 
-from . import ends
 from .recorder import Incoming, Recorder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+    from . import ends
 
     ReceiveScripted = Callable[[list[Incoming]], PacketBatch]
 

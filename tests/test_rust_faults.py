@@ -187,9 +187,13 @@ def slow_network() -> None:
 
 
 def make_network_slow() -> None:
-    """Give this process a loopback device that sends 40 Mbit a second: a socket fills up."""
+    """Give this process a loopback device that takes seconds for what a test sends."""
     netns.enter_new_network()
-    netns.attempt("tc qdisc add dev lo root tbf rate 40mbit burst 20kb limit 10mb")
+    netns.attempt("tc qdisc add dev lo root tbf rate 200kbit burst 5kb limit 10mb")
+
+
+def make_network_fast() -> None:
+    netns.run("tc qdisc change dev lo root tbf rate 1gbit burst 200kb limit 10mb")
 
 
 @contextlib.contextmanager
@@ -208,6 +212,8 @@ async def flush_and_read(pair: ends.Pair, count: int) -> list[bytes]:
     with trio.fail_after(ends.PATIENCE):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(pair.sender.flush)
+            await trio.testing.wait_all_tasks_blocked(0)
+            make_network_fast()
             while len(found) < count:
                 found += [packet for packet, _ in await pair.receiver.receive()]
     return found

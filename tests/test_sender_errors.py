@@ -218,7 +218,8 @@ def test_einval_that_single_datagrams_meet_too_leaves_gso_on(
     kernel.sends += [Refuse(B, errno.EINVAL)] * 9
     with pytest.raises(SendBatchError):
         sender.send_nowait(three(PacketTrain(b"aabbcc", 2, B)))
-    assert kernel.singles == 1
+    # Tried twice like everything else: the first error may be about an earlier datagram.
+    assert kernel.singles == 2
     assert sender.gso
 
 
@@ -226,7 +227,7 @@ def test_the_test_of_gso_can_meet_a_full_socket(
     sender: UdpBatchSender, kernel: scripted.ScriptedBackend
 ) -> None:
     """The single datagram that is to tell gets EAGAIN; the question is asked again later."""
-    kernel.sends += [-errno.EINVAL, -errno.EINVAL, -errno.EAGAIN, -errno.EAGAIN]
+    kernel.sends += [-errno.EINVAL, -errno.EINVAL, -errno.EAGAIN]
     sender.try_queue_train(PacketTrain(b"aabb", 2, B))
     with pytest.raises(trio.WouldBlock):
         sender.try_flush_best_effort()

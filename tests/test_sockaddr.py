@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given, strategies as st
 
-from snaptun_trio import Address
 from snaptun_trio._kernel import _sockaddr
 from snaptun_trio._kernel._sockaddr import AF_INET, AF_INET6, CACHE_SIZE
+
+if TYPE_CHECKING:
+    from snaptun_trio import Address
 
 ports = st.integers(0, 65_535)
 ipv4 = st.ip_addresses(v=4).map(str)
@@ -113,7 +116,7 @@ def test_what_is_no_numeric_address_of_the_family_is_a_value_error(
 )
 def test_what_is_no_address_at_all_is_a_type_error(address: object) -> None:
     with pytest.raises(TypeError, match="address"):
-        _sockaddr.encode(address, AF_INET)  # type: ignore[arg-type]
+        _sockaddr.encode(address, AF_INET)
 
 
 def test_strangers_cannot_fill_the_memory_with_addresses() -> None:

@@ -22,12 +22,13 @@ from snaptun_trio import (
 )
 from snaptun_trio._kernel import _abi, _sockaddr
 
-from . import ends
 from .recorder import Incoming, Message, Recorder
 from .test_columns import alike, calls, messages_of_any_kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from . import ends
 
 pytestmark = pytest.mark.usefixtures("linux_backend")
 

@@ -122,17 +122,3 @@ SEGMENT_CMSG_SPACE = cmsg_space(2)
 # families' options on a dual-stack socket). UDP_GRO stands behind the SOL_SOCKET ones: with too
 # little room it is cut off, and the datagrams of a train look like one.
 CONTROL_SIZE = 256
-
-
-def check_batch_size(batch_size: int) -> int:
-    """A batch size that the kernel takes.
-
-    Raises:
-      TypeError: it is not an int.
-      ValueError: it is not 1 to `MAX_BATCH_SIZE`.
-    """
-    if not isinstance(batch_size, int):
-        raise TypeError(f"batch_size is an int, not {batch_size!r}")
-    if not 1 <= batch_size <= MAX_BATCH_SIZE:
-        raise ValueError(f"batch_size is 1 to {MAX_BATCH_SIZE}, not {batch_size}")
-    return batch_size

@@ -205,7 +205,7 @@ class SlabColumns:
         if self._family != family:
             first = _sockaddr.decode(self.headers.name(0))
             if first is not None:
-                _sockaddr.encode(first, family)
+                _sockaddr.check(first, family)
 
     def measure(self, start: int, stop: int) -> tuple[int, int]:
         if start == 0 and stop == self.count:

@@ -54,9 +54,7 @@ def open_socket(address: Address) -> trio.socket.SocketType:
       OSError: the address cannot be bound.
       TypeError, ValueError: it is not a numeric address.
     """
-    _sockaddr.encode(address, _sockaddr.AF_INET6 if ":" in str(address[0]) else _sockaddr.AF_INET)
-    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_DGRAM)
+    sock = socket.socket(_sockaddr.family_of(address), socket.SOCK_DGRAM)
     try:
         sock.setblocking(False)
         if address[0] == "::":
@@ -194,6 +192,21 @@ def report(sock: Socket, *, ecn: bool, packet_info: bool, timestamps: bool) -> N
             sock.setsockopt(level, name, 1)
         except OSError as error:
             raise ValueError(f"{flag}=True: this system cannot report it ({error})") from error
+
+
+def hears_errors(sock: Socket) -> bool:
+    """Whether errors about earlier datagrams can be pending at this socket.
+
+    They can where it is connected, or its owner switched IP_RECVERR on.
+    """
+    try:
+        sock.getpeername()
+    except OSError:
+        return _LINUX and bool(
+            _option(sock, _abi.SOL_IP, _abi.IP_RECVERR)
+            or (sock.family == socket.AF_INET6 and _option(sock, _abi.SOL_IPV6, _abi.IPV6_RECVERR))
+        )
+    return True
 
 
 def kernel_drops(sock: Socket) -> int | None:

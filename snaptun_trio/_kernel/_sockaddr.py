@@ -11,6 +11,7 @@ import sys
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
+from .._train import check_address
 from ._abi import NAME_SIZE
 
 if TYPE_CHECKING:
@@ -63,19 +64,9 @@ def encode(address: Address, family: int) -> bytes:
       ValueError: the host is not numeric, is of the wrong family, or a number is out of range.
       TypeError: the address is not a tuple of the right types.
     """
-    if not (isinstance(address, tuple) and len(address) in (2, 4)):
-        raise TypeError(
-            f"an address is (host, port) or (host, port, flowinfo, scope_id), not {address!r}"
-        )
+    check_address(address)
     host, port = address[0], address[1]
     flowinfo, scope_id = address[2:] if len(address) == 4 else (0, 0)
-    if not isinstance(host, str):
-        raise TypeError(f"the host of an address is a str, not {host!r}")
-    for number in (port, flowinfo, scope_id):
-        if not isinstance(number, int) or isinstance(number, bool):
-            raise TypeError(f"the numbers of an address are ints, not {number!r}")
-    if not (0 <= port <= 0xFFFF and 0 <= flowinfo <= 0xFFFFF and 0 <= scope_id <= 0xFFFFFFFF):
-        raise ValueError(f"a number of the address {address!r} is out of range")
     port_bytes = port.to_bytes(2, "big")
     if family == AF_INET:
         raw = _IN.pack(AF_INET, port_bytes, numeric(host, socket.AF_INET))
@@ -89,6 +80,31 @@ def encode(address: Address, family: int) -> bytes:
         raw = _IN6.pack(AF_INET6, port_bytes, socket.htonl(flowinfo), packed, scope_id)
         return raw.ljust(NAME_SIZE, b"\0")
     raise ValueError(f"sockets of address family {family} are not supported")
+
+
+def check(address: Address, family: int) -> None:
+    """Make sure that a socket of this family can send to an address that a program gave us.
+
+    Raises:
+      TypeError, ValueError: see `encode`.
+    """
+    if isinstance(address, tuple) and all(type(number) is int for number in address[1:]):
+        encode(address, family)
+    else:
+        # Not through the cache, to which 80.0 and True are as good as 80 and 1.
+        encode.__wrapped__(address, family)
+
+
+def family_of(address: Address) -> int:
+    """The family of an address that a program gave us.
+
+    Raises:
+      TypeError, ValueError: see `encode`.
+    """
+    host = address[0] if isinstance(address, tuple) and address else None
+    family = AF_INET6 if isinstance(host, str) and ":" in host else AF_INET
+    check(address, family)
+    return family
 
 
 def mapped(address: Address, family: int) -> Address:

@@ -1,0 +1,177 @@
+# The house: imports point one way and make no circle, and every file says what it is for.
+#
+# The files are parsed, not imported, and what is imported for type checking counts as well, but for
+# the circle: two files may name each other's types.
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import attrs
+import pytest
+
+import snaptun_trio
+
+PACKAGE = Path(snaptun_trio.__file__).parent
+# The demo is a program that uses the package, not a part of it.
+FILES = sorted(
+    path
+    for path in PACKAGE.rglob("*.py")
+    if "_demo" not in path.parts and path.name != "__main__.py"
+)
+# Values: what `_kernel` may know of the rooms above it. They know nothing of it.
+VALUES = {"_batch", "_train", "_coalesce"}
+
+
+@attrs.frozen
+class Import:
+    """One import of a file of the package by another."""
+
+    importer: str
+    imported: str
+    for_typing: bool
+
+
+def name_of(path: Path) -> str:
+    """The name of a file within the package, such as ``_kernel._abi``."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+NAMES = {name_of(path) for path in FILES}
+
+
+def imports_of(path: Path) -> list[Import]:
+    """What a file imports from the package."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    typing_only = {
+        node
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+        for statement in block.body
+        for node in ast.walk(statement)
+    }
+    package = name_of(path).split(".") if name_of(path) else []
+    if path.name != "__init__.py":
+        package = package[:-1]
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            assert not any(alias.name.startswith("snaptun_trio") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level or not (node.module or "").startswith("snaptun_trio")
+            if node.level:
+                base = package[: len(package) - node.level + 1]
+                module = ".".join([*base, *(node.module or "").split(".")]).strip(".")
+                for alias in node.names:
+                    whole = f"{module}.{alias.name}".strip(".")
+                    target = whole if whole in NAMES else module
+                    found.append(Import(name_of(path), target, node in typing_only))
+    return found
+
+
+IMPORTS = [one for path in FILES for one in imports_of(path)]
+
+
+def imported_by(name: str) -> set[str]:
+    return {one.imported for one in IMPORTS if one.importer == name}
+
+
+def reached_from(name: str) -> set[str]:
+    """Everything that comes with a file at run time, through however many others."""
+    reached: set[str] = set()
+    waiting = {name}
+    while waiting:
+        current = waiting.pop()
+        reached.add(current)
+        waiting |= {
+            one.imported for one in IMPORTS if one.importer == current and not one.for_typing
+        } - reached
+    return reached - {name}
+
+
+def test_the_imports_were_found() -> None:
+    assert "_kernel" in imported_by("_receiver")
+    assert "_kernel._abi" in imported_by("_kernel._cmsg")
+    assert "_receiver" in imported_by("_pump")
+    assert {one.imported for one in IMPORTS} <= NAMES
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_no_file_imports_itself_through_others(name: str) -> None:
+    for one in IMPORTS:
+        if one.importer == name and not one.for_typing:
+            assert name not in reached_from(one.imported), f"{name} and {one.imported}"
+
+
+def test_the_kernel_knows_nothing_above_it_but_values() -> None:
+    for one in IMPORTS:
+        if one.importer.startswith("_kernel") and not one.imported.startswith("_kernel"):
+            assert one.imported in VALUES, one
+
+
+def test_values_know_nothing_but_values() -> None:
+    for name in VALUES:
+        assert imported_by(name) <= VALUES
+
+
+def test_errors_and_statistics_know_only_values() -> None:
+    for name in ("_errors", "_statistics"):
+        assert imported_by(name) <= VALUES
+
+
+def test_receiver_and_sender_do_not_know_each_other() -> None:
+    assert "_sender" not in reached_from("_receiver")
+    assert "_receiver" not in reached_from("_sender")
+
+
+def test_the_pump_is_known_only_to_what_opens_one_and_knows_no_kernel() -> None:
+    assert {one.importer for one in IMPORTS if one.imported == "_pump"} <= {"", "_open"}
+    assert not any(name.startswith("_kernel") for name in imported_by("_pump"))
+
+
+def test_the_pool_knows_no_socket() -> None:
+    reached = reached_from("_pool") | {"_pool"}
+    assert not reached & {"_kernel._options", "_kernel._linux", "_kernel._portable", "_gate"}
+
+
+def test_only_the_kernel_and_the_pool_know_the_slab() -> None:
+    knowing = {one.importer for one in IMPORTS if one.imported == "_kernel._slab"}
+    assert {name for name in knowing if not name.startswith("_kernel")} <= {"_pool", "_receiver"}
+
+
+def test_only_the_kernel_knows_ctypes() -> None:
+    for path in FILES:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        uses = any(
+            alias.name == "ctypes"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Import)
+            for alias in node.names
+        )
+        assert not uses or name_of(path).startswith("_kernel"), path.name
+
+
+def test_the_public_names_are_what_is_exported_and_nothing_else() -> None:
+    public = {
+        name
+        for name, value in vars(snaptun_trio).items()
+        if not name.startswith("_") and type(value).__name__ != "module"
+    }
+    public.discard("annotations")
+    assert public | {"__version__"} == set(snaptun_trio.__all__)
+    assert len(set(snaptun_trio.__all__)) == len(snaptun_trio.__all__)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: name_of(path) or "snaptun_trio")
+def test_every_file_says_first_what_it_is_for(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith(("# ", '"""')), "a comment or a docstring comes first"
+    first = text.splitlines()[0].strip('#" ')
+    assert len(first) > 20, "and says something"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: name_of(path) or "snaptun_trio")
+def test_no_file_is_longer_than_can_be_read_at_once(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 450

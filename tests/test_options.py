@@ -1,0 +1,153 @@
+# The socket options, as other systems and sandboxes answer: what is missing is switched off, or
+# said.
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from snaptun_trio import UdpBatchReceiver, UdpBatchSender, open_batch_pump
+from snaptun_trio._kernel import _error_queue, _linux, _options, pick_backend
+from snaptun_trio._kernel._portable import PortableBackend
+
+from . import ends
+
+
+class RefusingSocket(socket.socket):
+    """A socket on a system that knows none of our options."""
+
+    refused: frozenset[int] = frozenset()
+
+    def setsockopt(self, level: int, name: int, *value: object) -> None:
+        if level in self.refused:
+            raise OSError("Protocol not available")
+        super().setsockopt(level, name, *value)  # type: ignore[call-overload]
+
+    def getsockopt(self, level: int, name: int, *size: int) -> object:  # type: ignore[override]
+        if level in self.refused:
+            raise OSError("Protocol not available")
+        return super().getsockopt(level, name, *size)
+
+
+@pytest.fixture
+def refusing() -> RefusingSocket:
+    sock = RefusingSocket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.setblocking(False)
+    sock.bind(("127.0.0.1", 0))
+    sock.refused = frozenset({0, 1, 17})
+    return sock
+
+
+def test_a_kernel_without_the_offloads_gets_none(refusing: RefusingSocket) -> None:
+    with refusing:
+        receiver, sender = UdpBatchReceiver(refusing), UdpBatchSender(refusing)
+        assert not receiver.statistics().gro
+        assert receiver.statistics().buffers_dropped_by_kernel is None
+        assert not sender.gso
+        assert sender.statistics().send_buffer_size == 0
+
+
+@pytest.mark.parametrize("flag", ["ecn", "packet_info", "timestamps"])
+def test_what_cannot_be_reported_is_a_value_error(refusing: RefusingSocket, flag: str) -> None:
+    with refusing, pytest.raises(ValueError, match=flag):
+        UdpBatchReceiver(refusing, **{flag: True})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("flag", ["ecn", "packet_info", "timestamps"])
+def test_only_linux_reports(
+    udp: ends.MakeSocket, monkeypatch: pytest.MonkeyPatch, flag: str
+) -> None:
+    monkeypatch.setattr(_options, "_LINUX", False)
+    with pytest.raises(ValueError, match=f"{flag}=True: only Linux"):
+        UdpBatchReceiver(udp(), **{flag: True})  # type: ignore[arg-type]
+
+
+def test_another_system_sends_and_receives_without_offloads(
+    udp: ends.MakeSocket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_options, "_LINUX", False)
+    monkeypatch.setattr("sys.platform", "darwin")
+    monkeypatch.setenv("SNAPTUN_TRIO_BACKEND", "portable")
+    with ends.make_pair(udp(), udp()) as pair:
+        packets = ends.numbered(20, 100)
+        pair.sender.send_nowait(ends.batch_of(packets, pair.target))
+        assert ends.payloads(pair.receiver, 20) == packets
+        assert not pair.sender.gso
+        assert not pair.receiver.statistics().gro
+        assert pair.receiver.statistics().buffers_dropped_by_kernel is None
+        assert not _error_queue.drain(pair.receiver.socket)
+
+
+def test_a_socket_that_has_no_name_is_not_bound(refusing: RefusingSocket) -> None:
+    """Windows has no name for a socket that was never bound."""
+
+    def no_name() -> object:
+        raise OSError("An invalid argument was supplied")
+
+    refusing.getsockname = no_name  # type: ignore[method-assign]
+    with refusing, pytest.raises(ValueError, match="bound"):
+        UdpBatchSender(refusing)
+
+
+async def test_a_socket_that_the_pump_opens_asks_for_large_buffers() -> None:
+    with ends.bound_socket(receive_buffer=1) as plain:
+        default = plain.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+    async with open_batch_pump(("127.0.0.1", 0)) as pump:
+        statistics = pump.statistics()
+        assert statistics.receiver is not None
+        assert statistics.sender is not None
+        assert statistics.sender.send_buffer_size >= default
+        assert statistics.receiver.receive_buffer_size >= default
+
+
+# -- backends
+
+
+def test_a_sandbox_without_the_two_calls_gets_the_portable_backend(
+    linux_backend: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from snaptun_trio import _kernel
+
+    def forbidden(*arguments: object) -> int:
+        return -1  # and errno is not EBADF
+
+    assert _linux.available()
+    monkeypatch.setattr(_linux, "_system_call", lambda name, arguments: _Call(forbidden))
+    assert not _linux.available()
+
+    def missing(name: str, arguments: object) -> object:
+        raise AttributeError(name)
+
+    monkeypatch.setattr(_linux, "_system_call", missing)
+    assert not _linux.available()
+    _kernel._linux_backend.cache_clear()
+    try:
+        assert isinstance(pick_backend(), PortableBackend)
+    finally:
+        _kernel._linux_backend.cache_clear()
+
+
+class _Call:
+    argtypes: object = None
+
+    def __init__(self, function: object) -> None:
+        self._function = function
+
+    def __call__(self, *arguments: object) -> int:
+        return -1
+
+
+@pytest.mark.parametrize(("platform", "implementation"), [("darwin", "cpython"), ("linux", "pypy")])
+def test_other_systems_and_interpreters_get_the_portable_backend(
+    monkeypatch: pytest.MonkeyPatch, platform: str, implementation: str
+) -> None:
+    from snaptun_trio import _kernel
+
+    monkeypatch.setattr("sys.platform", platform)
+    monkeypatch.setattr("sys.implementation.name", implementation)
+    _kernel._linux_backend.cache_clear()
+    try:
+        assert isinstance(pick_backend(), PortableBackend)
+    finally:
+        _kernel._linux_backend.cache_clear()
