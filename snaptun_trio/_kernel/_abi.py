@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import ctypes
+import struct
 import sys
 
 # include/uapi/linux/socket.h, include/linux/socket.h
@@ -97,6 +98,10 @@ class cmsghdr(ctypes.Structure):
         ("cmsg_type", ctypes.c_int),
     )
 
+
+# One msghdr and one iovec, to be packed at once.
+MSGHDR = struct.Struct("@PiPNPNi")
+IOVEC_PACKED = struct.Struct("@PN")
 
 WORD = ctypes.sizeof(ctypes.c_size_t)  # the alignment of control messages, and size_t columns
 HEADER = ctypes.sizeof(mmsghdr)

@@ -103,7 +103,7 @@ class LinuxBackend:
     def send(
         self, sock: Socket, columns: Columns, target: Target, position: Position, gso: bool
     ) -> Sent:
-        transmit = _transmit.take(int(sock.family))
+        transmit = _transmit.take(_sockaddr.socket_family(sock))
         try:
             transmit.fill(columns, target, position, gso)
             return self._call(sock, transmit)
@@ -113,7 +113,7 @@ class LinuxBackend:
     def send_single(
         self, sock: Socket, columns: Columns, target: Target, position: Position
     ) -> Sent:
-        transmit = _transmit.take(int(sock.family))
+        transmit = _transmit.take(_sockaddr.socket_family(sock))
         try:
             transmit.fill_single(columns, target, position)
             return self._call(sock, transmit)

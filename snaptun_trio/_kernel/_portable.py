@@ -108,7 +108,9 @@ class PortableBackend:
     ) -> Sent:
         messages = datagrams = nbytes = 0
         with plain_socket(sock) as plain:
-            for piece in islice(pieces(columns, target, position, int(sock.family), gso), most):
+            for piece in islice(
+                pieces(columns, target, position, _sockaddr.socket_family(sock), gso), most
+            ):
                 try:
                     _send_message(plain, piece)
                 except OSError as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import socket
 import struct
 import sys
+import weakref
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
@@ -16,6 +17,7 @@ from ._abi import NAME_SIZE
 
 if TYPE_CHECKING:
     from .._train import Address
+    from ._interface import Socket
 
 AF_INET = int(socket.AF_INET)
 AF_INET6 = int(socket.AF_INET6)
@@ -112,6 +114,17 @@ def mapped(address: Address, family: int) -> Address:
     if family == AF_INET6 and ":" not in address[0]:
         return (f"::ffff:{address[0]}", address[1], 0, 0)
     return address
+
+
+_families: weakref.WeakKeyDictionary[Socket, int] = weakref.WeakKeyDictionary()
+
+
+def socket_family(sock: Socket) -> int:
+    """The family of a socket; asked for its own attribute, a socket takes 2 us to answer."""
+    family = _families.get(sock)
+    if family is None:
+        family = _families[sock] = int(sock.family)
+    return family
 
 
 def is_ipv4(raw: bytes) -> bool:

@@ -84,14 +84,20 @@ class Transmit:
                 and columns.plain
                 and columns.longest <= MAX_PAYLOAD_IPV4
             ):
-                self._fill_from_slab(columns, target, gso)
+                if columns.count - position.train == columns.most_segments == 1:
+                    self._fill_one_from_slab(columns, target)
+                else:
+                    self._fill_from_slab(columns, target, gso)
                 return
             if (
                 isinstance(columns, TrainColumns)
                 and columns.plain
                 and max(columns.lengths) <= MAX_PAYLOAD_IPV4
             ):
-                self._fill_from_trains(columns, target, gso)
+                if columns.count - position.train == columns.most_segments == 1:
+                    self._fill_one_from_trains(columns, target)
+                else:
+                    self._fill_from_trains(columns, target, gso)
                 return
         self._fill_pieces(target, gso, _MESSAGES)
 
@@ -133,6 +139,42 @@ class Transmit:
         return Sent(self._start, 0, 0, 0, error, end, self._segmented)
 
     # -- the three ways
+
+    # A request and its answer are single datagrams that stand alone. Filling whole columns for one
+    # takes 6 us, twice as long as its system call; packing one header takes 1.
+
+    def _fill_one_from_slab(self, columns: SlabColumns, target: Target) -> None:
+        index = self._start.train
+        if target is KEEP:
+            name, name_length = (
+                columns.headers.name_pointers[index],
+                columns.headers.name_lengths[index],
+            )
+        else:
+            name, name_length = self._place_name(target)
+        self._pack_one(columns.bases[index], columns.lengths[index], name, name_length)
+
+    def _fill_one_from_trains(self, columns: TrainColumns, target: Target) -> None:
+        index = self._start.train
+        name, name_length = self._place_name(columns.addresses[index] if target is KEEP else target)
+        base = address_of(columns.payloads[index])
+        self._pack_one(base, columns.lengths[index], name, name_length)
+
+    def _place_name(self, address: Address | None) -> tuple[int, int]:
+        """Write a name where it is found. Returns its address and length."""
+        if address is None:
+            return 0, 0
+        self.headers.names[: _abi.NAME_SIZE] = _sockaddr.encode(address, self.family)
+        return self.headers.name_address, _sockaddr.NAME_LENGTHS[self.family]
+
+    def _pack_one(self, base: int, length: int, name: int, name_length: int) -> None:
+        headers = self.headers
+        iovec, control = headers.iovec_address, headers.control_address
+        _abi.MSGHDR.pack_into(headers.bytes, 0, name, name_length, iovec, 1, control, 0, 0)
+        _abi.IOVEC_PACKED.pack_into(headers.iovec_bytes, 0, base, length)
+        self.messages = 1
+        self._stop = self._start.train + 1
+        self._segmented = False
 
     def _fill_from_slab(self, columns: SlabColumns, target: Target, gso: bool) -> None:
         headers = self.headers
@@ -262,7 +304,7 @@ class Transmit:
             headers.name_pointers[:messages] = _ZEROS[:messages]
             headers.name_lengths[:messages] = _NO_NAMES[:messages]
         else:
-            headers.names[: _abi.NAME_SIZE] = _sockaddr.encode(address, self.family)
+            self._place_name(address)
             headers.name_pointers[:messages] = self._first_name[:messages]
             headers.name_lengths[:messages] = self._name_lengths[:messages]
 
