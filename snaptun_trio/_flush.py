@@ -40,9 +40,10 @@ logger = logging.getLogger("snaptun_trio")
 _MESSAGES_A_TURN = 1024
 
 # How often a message is tried before an error counts as its own. One error can be pending at a
-# socket; where strangers' ICMP messages can put the next one there at once, a few more.
+# socket; where strangers' ICMP messages can put the next one there at once, many more. A storm that
+# leaves an error at two of three tries then refuses one datagram in 10^11.
 _TRIES = 2
-_TRIES_IN_A_STORM = 16
+_TRIES_IN_A_STORM = 64
 
 
 class Turn(enum.Enum):
@@ -133,7 +134,9 @@ class Flush:
         if number in _errnos.GONE:
             raise trio.ClosedResourceError("the socket was closed") from None
         unsent.tries.append(number)
-        storm = number == errno.ECONNREFUSED or _options.hears_errors(self._sock)
+        storm = number == errno.ECONNREFUSED or (
+            number in _errnos.FROM_ICMP and _options.hears_errors(self._sock)
+        )
         if len(unsent.tries) < (_TRIES_IN_A_STORM if storm else _TRIES):
             return
         self._gate.asynchronous_errors.update(n for n in unsent.tries if n != number)

@@ -298,7 +298,9 @@ class BatchPump(trio.abc.AsyncResource, Generic[ReceiverT, SenderT]):
             except trio.EndOfChannel:
                 return  # noqa: ASYNC910
             except trio.WouldBlock:
-                if self._draining:
+                # Where the pump forwards, the receiving task may hold one more batch: its end of
+                # the channel closes after that.
+                if self._draining and self._handler is None:
                     return  # noqa: ASYNC910
                 with trio.CancelScope() as self._idle:  # noqa: ASYNC912
                     self._resting = True

@@ -42,12 +42,14 @@ class ScriptedWaits:
     Attributes:
       waiting: how many tasks wait now.
       begun: how many waits were begun.
+      always_ready, always_writable: whether all waits, or those for sending, are over at once.
     """
 
     def __init__(self) -> None:
         self.waiting = 0
         self.begun = 0
         self.always_ready = False
+        self.always_writable = False
         self._woken = trio.Event()
 
     async def wait(self, sock: Socket) -> None:
@@ -61,6 +63,12 @@ class ScriptedWaits:
                 await self._woken.wait()
         finally:
             self.waiting -= 1
+
+    async def wait_writable(self, sock: Socket) -> None:
+        if self.always_writable:
+            await trio.lowlevel.checkpoint()
+        else:
+            await self.wait(sock)
 
     def wake(self) -> None:
         """End the waits of all tasks that wait now."""
@@ -157,5 +165,5 @@ def install(monkeypatch: pytest.MonkeyPatch) -> ScriptedBackend:
     """The same, and script the waits for the socket as well."""
     backend = install_backend(monkeypatch)
     monkeypatch.setattr(trio.lowlevel, "wait_readable", backend.waits.wait)
-    monkeypatch.setattr(trio.lowlevel, "wait_writable", backend.waits.wait)
+    monkeypatch.setattr(trio.lowlevel, "wait_writable", backend.waits.wait_writable)
     return backend

@@ -195,3 +195,22 @@ def test_a_zero_stride_is_one_datagram_and_no_endless_loop(
         batch = receivers()(messages)
         assert [packet for packet, _ in batch] == [m.payload for m in messages]
         assert len(batch) == len(messages)
+
+
+def test_control_messages_in_another_order_are_found(
+    receivers: Callable[[], ReceiveScripted],
+) -> None:
+    """All messages have as many bytes of control messages, but not the same ones there."""
+    name = _sockaddr.encode(PEERS[0], _sockaddr.AF_INET)[:16]
+    size, ecn = (17, 104, struct.pack("=i", 2)), (_abi.SOL_IP, _abi.IP_TOS, struct.pack("=i", 1))
+    messages = [Incoming(b"aabb", name, (size, ecn)), Incoming(b"ccdd", name, (ecn, size))]
+    check_batch(receivers()(messages), messages)
+
+
+def test_names_of_different_lengths(receivers: Callable[[], ReceiveScripted]) -> None:
+    names = [
+        _sockaddr.encode(("127.0.0.1", 5), _sockaddr.AF_INET)[:16],
+        _sockaddr.encode(("::1", 6), _sockaddr.AF_INET6)[:28],
+    ]
+    batch = receivers()([Incoming(b"x", name) for name in names])
+    assert [address for _, address in batch] == [("127.0.0.1", 5), ("::1", 6, 0, 0)]

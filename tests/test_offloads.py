@@ -41,8 +41,7 @@ def test_the_backend_can_be_chosen_in_the_environment(backend: str) -> None:
 # -- addresses
 
 
-@pytest.mark.core
-@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+@pytest.mark.parametrize("host", [pytest.param("127.0.0.1", marks=pytest.mark.core), "::1"])
 def test_trains_of_the_largest_number_of_segments_arrive(
     backend: str, udp: ends.MakeSocket, host: str
 ) -> None:
@@ -174,7 +173,6 @@ def check_fallback(sender: UdpBatchSender, incoming: socket.socket) -> None:
 
 
 @pytest.mark.needs_gso
-@pytest.mark.core
 def test_a_real_eio_turns_gso_off_and_the_same_call_delivers_everything(
     backend: str, udp: ends.MakeSocket
 ) -> None:

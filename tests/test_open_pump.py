@@ -179,6 +179,15 @@ async def test_leaving_by_an_exception_is_prompt_and_not_wrapped(
     assert kernel.sent == []
 
 
+async def test_an_exception_out_of_a_nursery_of_the_block_is_not_wrapped_twice() -> None:
+    async def fail() -> None:
+        raise OurError
+
+    with pytest.raises(OurError):
+        async with open_batch_pump(HERE), trio.open_nursery() as nursery:
+            nursery.start_soon(fail)
+
+
 async def test_leaving_by_cancellation_is_prompt(kernel: scripted.ScriptedBackend) -> None:
     kernel.sends += [-11] * 1000
     with trio.CancelScope() as scope:

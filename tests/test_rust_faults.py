@@ -25,12 +25,11 @@ from .faults import netns, own_process
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.core
-
 
 # -- 1. more for one target than a UDP payload can hold
 
 
+@pytest.mark.core
 def test_64_packets_of_1200_bytes_for_one_target_all_arrive(pair: ends.Pair) -> None:
     packets = ends.numbered(64, 1200)
     for packet in packets:
@@ -40,6 +39,7 @@ def test_64_packets_of_1200_bytes_for_one_target_all_arrive(pair: ends.Pair) -> 
     ends.expect_only(pair, packets)
 
 
+@pytest.mark.core
 def test_after_64_packets_of_1200_bytes_other_peers_are_served(
     pair: ends.Pair, udp: ends.MakeSocket
 ) -> None:
@@ -58,6 +58,7 @@ def test_after_64_packets_of_1200_bytes_other_peers_are_served(
 # -- 2. a datagram that can never be sent
 
 
+@pytest.mark.core
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux refuses port 0 with EINVAL")
 def test_a_packet_for_port_0_is_reported_and_the_good_ones_around_it_arrive(
     pair: ends.Pair,
@@ -78,6 +79,7 @@ def test_a_packet_for_port_0_is_reported_and_the_good_ones_around_it_arrive(
     ends.expect_only(pair, [b"good 1", b"good 2"])
 
 
+@pytest.mark.core
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux refuses port 0 with EINVAL")
 @pytest.mark.needs_gso
 def test_a_train_for_port_0_does_not_switch_gso_off(pair: ends.Pair) -> None:
@@ -95,6 +97,7 @@ def test_a_train_for_port_0_does_not_switch_gso_off(pair: ends.Pair) -> None:
 # -- 3. a train that arrives in one piece
 
 
+@pytest.mark.core
 def test_a_train_of_40_x_1400_bytes_is_delivered_whole(pair: ends.Pair) -> None:
     packets = ends.numbered(40, 1400)
     pair.sender.send_nowait(ends.batch_of(packets, pair.target))
@@ -110,6 +113,7 @@ def test_a_train_of_40_x_1400_bytes_is_delivered_whole(pair: ends.Pair) -> None:
 # -- 4. a handler that raises
 
 
+@pytest.mark.core
 async def test_a_handler_that_raises_at_the_third_of_ten_loses_nothing(pair: ends.Pair) -> None:
     packets = ends.numbered(10, 100)
     await pair.sender.send(ends.batch_of(packets, pair.target))
@@ -133,6 +137,7 @@ async def test_a_handler_that_raises_at_the_third_of_ten_loses_nothing(pair: end
 # -- 5. interleaved targets
 
 
+@pytest.mark.core
 def test_interleaved_targets_keep_their_order_and_get_trains(
     backend: str, udp: ends.MakeSocket
 ) -> None:
@@ -152,6 +157,7 @@ def test_interleaved_targets_keep_their_order_and_get_trains(
 # -- 6. zero-length datagrams
 
 
+@pytest.mark.core
 @pytest.mark.parametrize(
     "packets",
     [

@@ -7,14 +7,23 @@ from __future__ import annotations
 
 import errno
 
-# What net/ipv4/icmp.c (icmp_err_convert) and net/ipv6/icmp.c turn ICMP messages into, and what
-# macOS and Windows make of them. A receive call has no other reason to report one of these.
-_NAMES = (
-    "ECONNREFUSED ECONNRESET ECONNABORTED EHOSTUNREACH EHOSTDOWN ENETUNREACH ENETDOWN ENETRESET "
-    "ENONET EMSGSIZE EPROTO ENOPROTOOPT EOPNOTSUPP EACCES EPERM ETIMEDOUT EADDRNOTAVAIL ENOBUFS "
-    "WSAECONNRESET WSAENETRESET WSAECONNREFUSED"
+
+def _numbers(names: str) -> frozenset[int]:
+    """The errnos of these names that this system has."""
+    return frozenset(getattr(errno, name) for name in names.split() if hasattr(errno, name))
+
+
+# What ICMP messages become: net/ipv4/icmp.c (icmp_err_convert), net/ipv6/icmp.c, and Windows.
+FROM_ICMP = _numbers(
+    "ECONNREFUSED EHOSTUNREACH EHOSTDOWN ENETUNREACH ENONET EMSGSIZE EPROTO ENOPROTOOPT EOPNOTSUPP "
+    "EACCES WSAECONNRESET WSAENETRESET"
 )
-ASYNCHRONOUS = frozenset(getattr(errno, name) for name in _NAMES.split() if hasattr(errno, name))
+
+# On a receive call these, too, are about something else than what it would have received.
+ASYNCHRONOUS = FROM_ICMP | _numbers(
+    "ECONNRESET ECONNABORTED ENETDOWN ENETRESET EPERM ETIMEDOUT EADDRNOTAVAIL ENOBUFS "
+    "WSAECONNREFUSED"
+)
 
 # What a call on a descriptor says that is no socket any more.
-GONE = frozenset((errno.EBADF, errno.ENOTSOCK))
+GONE = _numbers("EBADF ENOTSOCK")
