@@ -111,4 +111,4 @@ async def pump(nursery: trio.Nursery) -> None:
             await pump.outgoing.send(batch)
         assert_type(pump.statistics(), PumpStatistics)
         assert_type(pump.statistics().receiver, ReceiverStatistics | None)
-    BatchPump(outgoing, incoming)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    BatchPump(outgoing, incoming)  # type: ignore[type-var]  # pyright: ignore[reportArgumentType]
