@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, final
 import trio
 
 from ._batch import PacketBatch
+from ._closing import Closing
 from ._errors import SendBatchError
 from ._groups import raise_single
 from ._receiver import UdpBatchReceiver
@@ -62,7 +63,7 @@ class Shortcut(NamedTuple):
 
 
 @final
-class BatchPump(trio.abc.AsyncResource, Generic[ReceiverT, SenderT]):
+class BatchPump(Closing, Generic[ReceiverT, SenderT]):
     """Moves batches from a receiving channel to a sending one, with bounded memory between them.
 
     Without a handler the application stands in the middle: it takes batches from `incoming` and
@@ -364,11 +365,6 @@ class BatchPump(trio.abc.AsyncResource, Generic[ReceiverT, SenderT]):
         self._running.cancel(reason="the pump was closed")
         if not self._started:
             self._end()
-
-    async def aclose(self) -> None:
-        """`close`, and a checkpoint."""
-        self.close()
-        await trio.lowlevel.checkpoint()
 
     def _end(self) -> None:
         # What nobody will take any more must not vanish from the account. `incoming` the

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, final
 import trio
 
 from ._batch import PacketBatch, batch_of
+from ._closing import Closing
 from ._gate import Gate
 from ._kernel import _errnos, _options, pick_backend
 from ._kernel._abi import MAX_BATCH_SIZE
@@ -23,7 +24,6 @@ from ._train import PacketTrain, check_int, make_train
 if TYPE_CHECKING:
     import socket as stdlib_socket
     from collections.abc import Callable
-    from types import TracebackType
 
     from ._batch import Columns
     from ._train import Address
@@ -44,7 +44,7 @@ _MOST_ERRORS = 64
 
 
 @final
-class UdpBatchReceiver(trio.abc.ReceiveChannel[PacketBatch]):
+class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch]):
     """Receives UDP datagrams in batches: everything that is queued, with one system call.
 
     The receiver is created once for a socket and reused. It borrows the socket and never closes
@@ -108,6 +108,7 @@ class UdpBatchReceiver(trio.abc.ReceiveChannel[PacketBatch]):
         self._expected_size = 0  # of the single datagrams that keep coming, in bytes
         self._held: PacketBatch | None = None
         self._drops_before = _options.kernel_drops(self._socket)
+        self._drops: int | None = None
         self._calls = self._trains = self._datagrams = self._bytes = 0
         self._truncated = self._datagrams_lost = self._bytes_lost = 0
         self._trains_unknown = self._bytes_unknown = 0
@@ -198,7 +199,7 @@ class UdpBatchReceiver(trio.abc.ReceiveChannel[PacketBatch]):
     def statistics(self) -> ReceiverStatistics:
         """A snapshot of what the receiver has counted; afterwards too, when it is closed."""
         held = 0 if self._held is None else len(self._held)
-        drops = _options.kernel_drops(self._socket) if self._socket.fileno() >= 0 else None
+        self._count_drops()
         return ReceiverStatistics(
             receive_calls=self._calls,
             trains_received=self._trains,
@@ -212,9 +213,7 @@ class UdpBatchReceiver(trio.abc.ReceiveChannel[PacketBatch]):
             trains_with_unknown_boundaries=self._trains_unknown,
             bytes_with_unknown_boundaries=self._bytes_unknown,
             asynchronous_errors=MappingProxyType(dict(self._gate.asynchronous_errors)),
-            buffers_dropped_by_kernel=(
-                None if drops is None else (drops - (self._drops_before or 0)) & 0xFFFFFFFF
-            ),
+            buffers_dropped_by_kernel=self._drops,
             receive_buffer_size=_options.receive_buffer_size(self._socket),
             gro=_options.gro_enabled(self._socket),
         )
@@ -224,23 +223,16 @@ class UdpBatchReceiver(trio.abc.ReceiveChannel[PacketBatch]):
 
         A task that waits in `receive` gets `trio.ClosedResourceError`. Closing again does nothing.
         """
-        self._gate.close()
+        if not self._gate.closed:
+            self._count_drops()  # the socket may be closed next
+            self._gate.close()
 
-    async def aclose(self) -> None:
-        """`close`, and a checkpoint."""
-        self.close()
-        await trio.lowlevel.checkpoint()
-
-    def __enter__(self) -> UdpBatchReceiver:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
+    def _count_drops(self) -> None:
+        """Ask the kernel what it dropped, as long as there is a socket to ask about."""
+        if self._socket.fileno() >= 0 and self._drops_before is not None:
+            drops = _options.kernel_drops(self._socket)
+            if drops is not None:
+                self._drops = (drops - self._drops_before) & 0xFFFFFFFF  # it counts in 32 bits
 
     def _take(self) -> PacketBatch | None:
         """What a handler left over, or what one system call brings; `None` where nothing is."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, final
 import trio
 
 from ._batch import KEEP, PacketBatch, TrainColumns, columns_of
+from ._closing import Closing
 from ._coalesce import MAX_PAYLOAD_IPV4, MAX_PAYLOAD_IPV6
 from ._errors import PacketTooLargeError, QueueFullError, SendBatchError
 from ._flush import Flush, Turn
@@ -26,14 +27,13 @@ from ._train import PacketTrain, check_int, flat_view
 
 if TYPE_CHECKING:
     import socket as stdlib_socket
-    from types import TracebackType
 
     from ._batch import Columns, Target
     from ._train import Address, Packet
 
 
 @final
-class UdpBatchSender(trio.abc.SendChannel[PacketBatch]):
+class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
     """Sends UDP datagrams in batches: as few system calls as the kernel allows.
 
     The sender is created once for a socket and reused. It borrows the socket and never closes it.
@@ -273,22 +273,6 @@ class UdpBatchSender(trio.abc.SendChannel[PacketBatch]):
         """
         self._gate.close()
         self._discarded += self._queue.clear()
-
-    async def aclose(self) -> None:
-        """`close`, and a checkpoint. It does not flush."""
-        self.close()
-        await trio.lowlevel.checkpoint()
-
-    def __enter__(self) -> UdpBatchSender:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     # -- how
 

@@ -12,15 +12,12 @@
 
 from __future__ import annotations
 
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import attrs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-NO_ERRORS: Mapping[int, int] = MappingProxyType({})
 
 
 @attrs.frozen(kw_only=True)

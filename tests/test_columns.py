@@ -177,6 +177,19 @@ def test_whatever_does_not_fit_is_cut_at_the_buffers_end(
         del batch
 
 
+def test_a_train_of_the_size_that_single_datagrams_had_is_still_a_train(
+    receivers: Callable[[], ReceiveScripted],
+) -> None:
+    receive = receivers()
+    name = _sockaddr.encode(PEERS[0], _sockaddr.AF_INET)[:16]
+    receive(singles(200, 200, 30, -1))
+    train = Incoming(b"a" * 100 + b"b" * 100, name, ((17, 104, struct.pack("=i", 100)),))
+    for messages in ([train], [train] * 30):
+        batch = receive(messages)
+        assert [packet for packet, _ in batch] == [b"a" * 100, b"b" * 100] * len(messages)
+        del batch
+
+
 def test_trains_are_made_once(receivers: Callable[[], ReceiveScripted]) -> None:
     batch = receivers()([Incoming(b"x", _sockaddr.encode(PEERS[0], _sockaddr.AF_INET)[:16])])
     assert batch.trains is batch.trains

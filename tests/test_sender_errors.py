@@ -166,6 +166,26 @@ def test_an_error_that_the_second_try_does_not_meet_was_about_an_earlier_datagra
     check_law(sender)
 
 
+def test_a_storm_of_refusals_of_earlier_datagrams_costs_no_later_one(
+    sender: UdpBatchSender, kernel: scripted.ScriptedBackend
+) -> None:
+    kernel.sends += [-errno.ECONNREFUSED] * 10
+    sender.send_nowait(three(PacketTrain(b"x", 1, B)))
+    assert kernel.payloads == [b"before", b"x", b"after"]
+    assert sender.statistics().asynchronous_errors == {errno.ECONNREFUSED: 10}
+    check_law(sender)
+
+
+def test_a_refusal_that_never_ends_is_the_datagrams_own(
+    sender: UdpBatchSender, kernel: scripted.ScriptedBackend
+) -> None:
+    kernel.sends += [Refuse(B, errno.ECONNREFUSED)] * 1000
+    with pytest.raises(SendBatchError):
+        sender.send_nowait(three(PacketTrain(b"x", 1, B)))
+    assert kernel.payloads == [b"before", b"after"]
+    check_law(sender)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux reports it on the next send")
 def test_a_dead_peer_before_costs_no_later_datagram(backend: str, udp: ends.MakeSocket) -> None:
     outgoing, dead, live = udp(), udp(), udp()
@@ -248,6 +268,30 @@ def test_an_error_for_a_single_datagram_says_nothing_of_gso(
     with pytest.raises(SendBatchError):
         sender.send_nowait(PacketBatch([PacketTrain(b"single", 6, A)]))
     assert sender.gso
+
+
+@pytest.mark.parametrize("refused", [{b"bb"}, {b"aa", b"bb"}, {b"aa", b"cc"}, {b"cc"}, set()])
+def test_of_a_train_that_is_too_long_each_datagram_gets_its_own_chance(
+    sender: UdpBatchSender, kernel: scripted.ScriptedBackend, refused: set[bytes]
+) -> None:
+    def too_long(first: Piece) -> int:
+        data = bytes(first.train.data)[first.start : first.start + first.nbytes]
+        return -errno.EMSGSIZE if first.datagrams > 1 or data in refused else 1
+
+    train = PacketTrain(b"aabbcc", 2, B)
+    kernel.sends += [too_long] * 30
+    if refused:
+        with pytest.raises(SendBatchError) as report:
+            sender.send_nowait(three(train))
+        failed = [packet for failure in report.value.failures for packet in failure.train]
+        assert failed == sorted(refused)
+    else:
+        sender.send_nowait(three(train))
+    good = [packet for packet in train if packet not in refused]
+    assert kernel.payloads == [b"before", *good, b"after"]
+    assert sender.gso
+    assert sender.statistics().failures == ({errno.EMSGSIZE: len(refused)} if refused else {})
+    check_law(sender)
 
 
 # -- the socket is gone
