@@ -32,7 +32,14 @@ source_suffix = {".rst": "restructuredtext"}
 exclude_patterns = ["_build"]
 default_role = "obj"
 nitpicky = True
-nitpick_ignore = [("py:class", "stdlib_socket.socket")]  # autodoc shows no hook a property's type
+nitpick_ignore = [
+    ("py:class", "stdlib_socket.socket"),  # autodoc shows no hook a property's type
+    *(  # type variables have no page
+        ("py:class", f"{module}{name}")
+        for module in ("", "snaptun_trio._pump.")
+        for name in ("ReceiverT", "SenderT")
+    ),
+]
 html_theme = "furo"
 html_title = f"snaptun_trio {release}"
 

@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from snaptun_trio import UdpBatchReceiver, UdpBatchSender, open_batch_pump
+from snaptun_trio import UdpBatchReceiver, UdpBatchSender, _kernel, open_batch_pump
 from snaptun_trio._kernel import _error_queue, _linux, _options, pick_backend
 from snaptun_trio._kernel._portable import PortableBackend
 
@@ -104,16 +104,20 @@ async def test_a_socket_that_the_pump_opens_asks_for_large_buffers() -> None:
 # -- backends
 
 
+class ForbiddenCall:
+    """A system call that a sandbox answers: the errno is not the kernel's EBADF."""
+
+    argtypes: object = None
+
+    def __call__(self, *arguments: object) -> int:
+        return -1
+
+
 def test_a_sandbox_without_the_two_calls_gets_the_portable_backend(
     linux_backend: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from snaptun_trio import _kernel
-
-    def forbidden(*arguments: object) -> int:
-        return -1  # and errno is not EBADF
-
     assert _linux.available()
-    monkeypatch.setattr(_linux, "_system_call", lambda name, arguments: _Call(forbidden))
+    monkeypatch.setattr(_linux, "_system_call", lambda name, arguments: ForbiddenCall())
     assert not _linux.available()
 
     def missing(name: str, arguments: object) -> object:
@@ -128,22 +132,10 @@ def test_a_sandbox_without_the_two_calls_gets_the_portable_backend(
         _kernel._linux_backend.cache_clear()
 
 
-class _Call:
-    argtypes: object = None
-
-    def __init__(self, function: object) -> None:
-        self._function = function
-
-    def __call__(self, *arguments: object) -> int:
-        return -1
-
-
 @pytest.mark.parametrize(("platform", "implementation"), [("darwin", "cpython"), ("linux", "pypy")])
 def test_other_systems_and_interpreters_get_the_portable_backend(
     monkeypatch: pytest.MonkeyPatch, platform: str, implementation: str
 ) -> None:
-    from snaptun_trio import _kernel
-
     monkeypatch.setattr("sys.platform", platform)
     monkeypatch.setattr("sys.implementation.name", implementation)
     _kernel._linux_backend.cache_clear()

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from snaptun_trio import Address, PacketBatch, PacketTrain, SendBatchError, UdpBatchSender
+from snaptun_trio import (
+    Address,
+    PacketBatch,
+    PacketTrain,
+    SendBatchError,
+    SendFailure,
+    UdpBatchReceiver,
+    UdpBatchSender,
+)
 
 from . import ends, scripted
 from .test_sender import check_law
@@ -138,8 +146,6 @@ def test_a_part_of_a_long_train_can_be_refused(
 
 
 def test_reasons_are_counted_by_datagrams() -> None:
-    from snaptun_trio import SendFailure
-
     error = OSError(errno.EACCES, "Permission denied")
     report = SendBatchError(
         [
@@ -301,8 +307,6 @@ def test_of_a_train_that_is_too_long_each_datagram_gets_its_own_chance(
 def test_a_descriptor_that_is_no_socket_any_more_is_a_closed_resource(
     udp: ends.MakeSocket, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    from snaptun_trio import UdpBatchReceiver
-
     kernel = scripted.install(monkeypatch)
     sender, receiver = UdpBatchSender(udp()), UdpBatchReceiver(udp())
     kernel.sends.append(-number)

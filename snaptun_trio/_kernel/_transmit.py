@@ -202,6 +202,7 @@ class Transmit:
             self._set_segments(0, messages)
         elif columns.even:
             self._set_segments(columns.segment_sizes[0], messages)
+            self._spare_single(count, messages, columns.most_segments)
         else:
             self._set_uneven_segments(
                 columns.lengths[first:stop].tolist(), columns.segment_sizes[first:stop].tolist()
@@ -241,6 +242,7 @@ class Transmit:
             self._set_segments(0, messages)
         elif even:
             self._set_segments(sizes[0], messages)
+            self._spare_single(count, messages, columns.most_segments)
         else:
             self._set_uneven_segments(lengths, sizes)
 
@@ -325,6 +327,12 @@ class Transmit:
             self._restore_controls()
             self._segments[:messages] = constant("H", size, messages)
         self.headers.control_lengths[:messages] = (_REQUESTS if size else _ZEROS)[:messages]
+
+    def _spare_single(self, count: int, messages: int, segments: int) -> None:
+        """Ask for no segmentation in the last message, where it has but one datagram left."""
+        if (count - (messages - 1) * self._merge) * segments == 1:
+            self.headers.control_lengths[messages - 1] = 0
+            self._segmented = messages > 1
 
     def _set_uneven_segments(self, lengths: list[int], sizes: list[int]) -> None:
         self._restore_controls()

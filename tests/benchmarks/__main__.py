@@ -50,6 +50,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--no-peers", action="store_true", help="only the floor and the library")
     parser.add_argument("--list", action="store_true", help="name what can be selected, and end")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
+    parser.add_argument("--rst", type=Path, metavar="FILE", help="also write the docs' tables here")
     parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="also draw a picture here")
     options = parser.parse_args(arguments)
     options.rounds = options.rounds or (3 if options.quick else 5)
@@ -141,6 +142,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json:
         document = _report.as_json(machine, left_out, results, facts)
         options.json.write_text(document, encoding="utf-8")
+    if options.rst:
+        options.rst.write_text(_report.as_rst(machine, results, facts), encoding="utf-8")
     if options.plot:
         options.plot.write_text(_plot.draw(results), encoding="utf-8")
     return 0

@@ -122,6 +122,17 @@ def show_all(results: Sequence[Measured], facts: Sequence[Fact]) -> None:
     show("And", FACT_HEAD, fact_sections(facts), 2)
 
 
+def as_rst(machine: dict[str, str], results: Sequence[Measured], facts: Sequence[Fact]) -> str:
+    """The tables of the docs' performance page, with the machine they are from."""
+    lines = ["Measured on: " + "; ".join(f"{key} {value}" for key, value in machine.items()) + "."]
+    parts = [(title, [list(HEAD), *rows]) for title, rows in sections(results)]
+    parts += [(title, [list(FACT_HEAD), *rows]) for title, rows in fact_sections(facts)]
+    for title, rows in parts:
+        lines += ["", f".. csv-table:: {title}", "   :header-rows: 1", ""]
+        lines += ["   " + ",".join(f'"{cell or " "}"' for cell in row) for row in rows]
+    return "\n".join(lines) + "\n"
+
+
 def as_json(
     machine: dict[str, str],
     left_out: Sequence[str],
