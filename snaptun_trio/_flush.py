@@ -26,6 +26,7 @@ from ._batch import KEEP
 from ._coalesce import datagram_count
 from ._errors import SendFailure
 from ._kernel import _errnos, _options
+from ._kernel._abi import MAX_BATCH_SIZE
 from ._kernel._interface import START
 from ._train import make_train
 
@@ -38,6 +39,7 @@ logger = logging.getLogger("snaptun_trio")
 
 # A flush lets other tasks run after so many messages. The kernel takes 1 to 5 us for each.
 _MESSAGES_A_TURN = 1024
+_REFUSAL = 32  # what a refused try counts for: a whole call's work for no datagram
 
 # How often a message is tried before an error counts as its own. One error can be pending at a
 # socket; where strangers' ICMP messages can put the next one there at once, many more. A storm that
@@ -93,7 +95,12 @@ class Flush:
                 )
             else:
                 outcome = self._backend.send(
-                    self._sock, unsent.columns, unsent.target, unsent.position, self.gso
+                    self._sock,
+                    unsent.columns,
+                    unsent.target,
+                    unsent.position,
+                    self.gso,
+                    unsent.most,
                 )
             if outcome.error is None:
                 self._advance(unsent, outcome)
@@ -102,7 +109,7 @@ class Flush:
                 return Turn.BLOCKED
             else:
                 self._refused(unsent, outcome, outcome.error)
-                messages += 1
+                messages += _REFUSAL
         return Turn.MORE
 
     def all_now(self) -> Turn:
@@ -118,6 +125,8 @@ class Flush:
             self._gate.asynchronous_errors.update(unsent.tries)
             unsent.tries.clear()
         unsent.last_failure = None
+        if unsent.most < MAX_BATCH_SIZE:
+            unsent.most *= 2
         if unsent.doubt is not None:
             self._switch_gso_off(unsent.doubt)
             unsent.doubt, unsent.one_by_one = None, START
@@ -134,6 +143,7 @@ class Flush:
         if number in _errnos.GONE:
             raise trio.ClosedResourceError("the socket was closed") from None
         unsent.tries.append(number)
+        unsent.most = 1
         storm = number == errno.ECONNREFUSED or (
             number in _errnos.FROM_ICMP and _options.hears_errors(self._sock)
         )

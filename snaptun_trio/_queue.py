@@ -15,6 +15,7 @@ import trio
 from ._batch import KEEP, TrainColumns
 from ._coalesce import MAX_SEGMENTS, coalesce
 from ._kernel import _sockaddr
+from ._kernel._abi import MAX_BATCH_SIZE
 from ._kernel._interface import START
 from ._train import PacketTrain, make_train, max_train_bytes
 
@@ -47,6 +48,9 @@ class Unsent:
     """Up to there datagrams go one by one, because a train of them was refused."""
     doubt: OSError | None = None
     """Why GSO may be at fault, while the first of them is tried."""
+    most: int = MAX_BATCH_SIZE
+    """How many trains the next call is given: few after a refusal, which may be the first of many,
+    since to lay out a thousand messages costs more than to send one."""
     last_failure: SendFailure | None = None
     """The refused part of a train, while the datagrams after it are tried."""
 

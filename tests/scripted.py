@@ -113,7 +113,13 @@ class ScriptedBackend:
         return TrainColumns.of(tuple(step), self.losses)
 
     def send(
-        self, sock: Socket, columns: Columns, target: Target, position: Position, gso: bool
+        self,
+        sock: Socket,
+        columns: Columns,
+        target: Target,
+        position: Position,
+        gso: bool,
+        most: int,
     ) -> Sent:
         messages = list(pieces(columns, target, position, int(sock.family), gso))
         return self._take(messages, position, gso)

@@ -63,12 +63,18 @@ class Backend(Protocol):
         """
 
     def send(
-        self, sock: Socket, columns: Columns, target: Target, position: Position, gso: bool
+        self,
+        sock: Socket,
+        columns: Columns,
+        target: Target,
+        position: Position,
+        gso: bool,
+        most: int,
     ) -> Sent:
         """Send from ``position`` on as much as one call takes; never wait.
 
         ``target`` replaces the columns' own addresses, unless it is ``KEEP``. Without ``gso`` each
-        datagram is a message of its own.
+        datagram is a message of its own. At most ``most`` trains are looked at.
         """
 
     def send_single(

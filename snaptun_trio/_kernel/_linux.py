@@ -101,11 +101,17 @@ class LinuxBackend:
         return SlabColumns(slab, layout, count)
 
     def send(
-        self, sock: Socket, columns: Columns, target: Target, position: Position, gso: bool
+        self,
+        sock: Socket,
+        columns: Columns,
+        target: Target,
+        position: Position,
+        gso: bool,
+        most: int,
     ) -> Sent:
         transmit = _transmit.take(_sockaddr.socket_family(sock))
         try:
-            transmit.fill(columns, target, position, gso)
+            transmit.fill(columns, target, position, gso, most)
             return self._call(sock, transmit)
         finally:
             _transmit.put_back(transmit)

@@ -88,9 +88,15 @@ class PortableBackend:
         )
 
     def send(
-        self, sock: Socket, columns: Columns, target: Target, position: Position, gso: bool
+        self,
+        sock: Socket,
+        columns: Columns,
+        target: Target,
+        position: Position,
+        gso: bool,
+        most: int,
     ) -> Sent:
-        return self._send(sock, columns, target, position, gso, _MESSAGES)
+        return self._send(sock, columns, target, position, gso, min(most, _MESSAGES))
 
     def send_single(
         self, sock: Socket, columns: Columns, target: Target, position: Position

@@ -113,7 +113,7 @@ def mapped(address: Address, family: int) -> Address:
     """The address as the standard library wants it on a socket of this family."""
     if family == AF_INET6 and ":" not in address[0]:
         return (f"::ffff:{address[0]}", address[1], 0, 0)
-    return address
+    return address[:2] if family == AF_INET else address
 
 
 _families: weakref.WeakKeyDictionary[Socket, int] = weakref.WeakKeyDictionary()

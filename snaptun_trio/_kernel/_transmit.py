@@ -73,8 +73,11 @@ class Transmit:
         self._segmented = False  # whether the first message asks for segmentation
         self._keep: object = None  # memory that the headers point to
 
-    def fill(self, columns: Columns, target: Target, position: Position, gso: bool) -> None:
-        """Fill in as many messages as one call takes, from ``position`` on."""
+    def fill(
+        self, columns: Columns, target: Target, position: Position, gso: bool, most: int
+    ) -> None:
+        """Fill in trains from ``position`` on, as many as one call takes, but at most ``most``."""
+        most = min(most, _MESSAGES)
         self._columns, self._start, self._merge = columns, position, 1
         self._pieces = []
         most_segments = MAX_SEGMENTS if gso else 1
@@ -87,7 +90,7 @@ class Transmit:
                 if columns.count - position.train == columns.most_segments == 1:
                     self._fill_one_from_slab(columns, target)
                 else:
-                    self._fill_from_slab(columns, target, gso)
+                    self._fill_from_slab(columns, target, gso, most)
                 return
             if (
                 isinstance(columns, TrainColumns)
@@ -97,9 +100,9 @@ class Transmit:
                 if columns.count - position.train == columns.most_segments == 1:
                     self._fill_one_from_trains(columns, target)
                 else:
-                    self._fill_from_trains(columns, target, gso)
+                    self._fill_from_trains(columns, target, gso, most)
                 return
-        self._fill_pieces(target, gso, _MESSAGES)
+        self._fill_pieces(target, gso, most)
 
     def fill_single(self, columns: Columns, target: Target, position: Position) -> None:
         """Fill in one message: the one datagram at ``position``."""
@@ -176,9 +179,9 @@ class Transmit:
         self._stop = self._start.train + 1
         self._segmented = False
 
-    def _fill_from_slab(self, columns: SlabColumns, target: Target, gso: bool) -> None:
+    def _fill_from_slab(self, columns: SlabColumns, target: Target, gso: bool, most: int) -> None:
         headers = self.headers
-        first, stop = self._start.train, min(columns.count, self._start.train + _MESSAGES)
+        first, stop = self._start.train, min(columns.count, self._start.train + most)
         count = stop - first
         merge = 1
         if gso and count > 1 and columns.even:
@@ -215,8 +218,10 @@ class Transmit:
         room = MAX_TRAIN_IPV4 if self.family == _sockaddr.AF_INET else MAX_TRAIN_IPV6
         return max(1, min(MAX_SEGMENTS * size // length, room // length))
 
-    def _fill_from_trains(self, columns: TrainColumns, target: Target, gso: bool) -> None:
-        first, stop = self._start.train, min(columns.count, self._start.train + _MESSAGES)
+    def _fill_from_trains(
+        self, columns: TrainColumns, target: Target, gso: bool, most: int
+    ) -> None:
+        first, stop = self._start.train, min(columns.count, self._start.train + most)
         count = stop - first
         lengths = columns.lengths[first:stop]
         sizes = columns.segment_sizes[first:stop]
@@ -227,7 +232,7 @@ class Transmit:
             if addresses.count(addresses[0]) == count:
                 target = addresses[0]
             elif None in addresses:
-                self._fill_pieces(target, gso, _MESSAGES)
+                self._fill_pieces(target, gso, most)
                 return
             else:
                 merge = 1
