@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.usefixtures("backend")
 
 HERE = "10.0.0.1"
-LONGEST_GAP = 0.005
-"""Seconds of processor time."""
+LONGEST_GAP = 0.05
+"""Seconds of processor time. Undisturbed it is a tenth of this, see the reliability page; the room
+is for coverage, which makes Python several times slower, and for a neighbour on the same core."""
 
 
 def strangers(count: int, first: int = 0) -> Iterable[tuple[str, int]]:
