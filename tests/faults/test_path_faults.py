@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 import pytest
+import trio
 
 from snaptun_trio import UdpBatchReceiver, UdpBatchSender
 
@@ -80,8 +81,9 @@ async def run(scene: Scene, sizes: list[int], *, gso: bool = True) -> ledger.Led
         scene.relay.carry_all()
     scene.relay.flush()
     way = scene.relay.there
-    while len(received) < way.emitted - way.damaged_emitted:
-        received += [packet for packet, _ in await receiver.receive()]
+    with trio.move_on_after(harness.PATIENCE):
+        while len(received) < way.emitted - way.damaged_emitted:
+            received += [packet for packet, _ in await receiver.receive()]
     book.deliver_all(received)
     # Byte for byte what the network delivered, in the order in which it did.
     assert received == whole
