@@ -132,6 +132,14 @@ def sysctl(name: str, value: object) -> None:
     Path("/proc/sys", *name.split(".")).write_text(f"{value}\n")
 
 
+def wait_for_ipv6(device: str, ip: str) -> None:
+    """Wait until an IPv6 address can be reached: the kernel enters it a little later."""
+    for _ in range(10_000):
+        if ip in run(f"ip -6 route show table local dev {device}"):
+            return
+    raise RuntimeError(f"{ip} does not come into use on {device}")
+
+
 def slow_link(rate: str, *, burst: int = 2000, device: str = "lo") -> None:
     """Let a device send only so fast (``rate`` in tc's words); it keeps what it cannot send yet.
 

@@ -124,7 +124,7 @@ async def test_f24_f25_sending_cancelled_at_every_checkpoint_leaves_exactly_the_
 ) -> None:
     """Over a slow link, with EAGAIN many times over: what was sent is an exact prefix, the rest is
     queued, and a later flush sends it; a batch that was not accepted is not sent at all."""
-    netns.slow_link("20mbit")
+    netns.slow_link("4mbit")
     with sockets.udp(send_buffer=2304) as out, sockets.udp() as into:
         receiver = UdpBatchReceiver(into)
         target = into.getsockname()

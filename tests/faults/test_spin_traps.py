@@ -1,8 +1,8 @@
 # Sockets that are "ready" for ever and give nothing: F17, F21 and the traps S4, S10, S11, SHUT_RD.
 #
 # Each test waits in the trap for the same time twice: once with the loop that everybody writes
-# first (wait, try, wait again), once with the library. The naive loop takes a whole processor. The
-# library may take at most a twentieth of that; the figures are printed with -rP.
+# first (wait, try, wait again), once with the library. The naive loop takes a whole processor, if
+# it can get one. The library may take at most a twentieth; the figures are printed with -rP.
 
 from __future__ import annotations
 
@@ -27,26 +27,33 @@ SECONDS = 0.5
 AT_MOST = 0.05
 
 
-async def naive_receive(sock: socket.socket) -> None:
-    while True:
-        try:
-            sock.recv(65_536)
-        except BlockingIOError:
-            await trio.lowlevel.wait_readable(sock)
-        except OSError:
-            await trio.lowlevel.checkpoint()
+class Naive:
+    """The loops that everybody writes first, and how often they went round."""
 
+    def __init__(self) -> None:
+        self.rounds = 0
 
-async def naive_send(sock: socket.socket, data: bytes, target: tuple[str, int]) -> None:
-    while True:
-        try:
-            sock.sendto(data, target)
-        except ConnectionRefusedError:
-            await trio.lowlevel.checkpoint()
-        except OSError:  # EAGAIN, ENOBUFS: no room.
-            await trio.lowlevel.wait_writable(sock)
-        else:
-            await trio.lowlevel.checkpoint()
+    async def receive(self, sock: socket.socket) -> None:
+        while True:
+            self.rounds += 1
+            try:
+                sock.recv(65_536)
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(sock)
+            except OSError:
+                await trio.lowlevel.checkpoint()
+
+    async def send(self, sock: socket.socket, data: bytes, target: tuple[str, int]) -> None:
+        while True:
+            self.rounds += 1
+            try:
+                sock.sendto(data, target)
+            except ConnectionRefusedError:
+                await trio.lowlevel.checkpoint()
+            except OSError:  # EAGAIN, ENOBUFS: no room.
+                await trio.lowlevel.wait_writable(sock)
+            else:
+                await trio.lowlevel.checkpoint()
 
 
 async def share_of_processor(wait: Callable[[], Awaitable[object]]) -> float:
@@ -58,12 +65,15 @@ async def share_of_processor(wait: Callable[[], Awaitable[object]]) -> float:
     return load.cpu_seconds / SECONDS
 
 
-def compare(trap: str, naive: float, ours: float) -> None:
-    """The figures, and the verdict on them."""
+def compare(trap: str, loop: Naive, naive: float, ours: float) -> None:
+    """The figures, and the verdict on them.
+
+    On a busy machine the naive loop does not get the whole processor that it would take, so it has
+    to show by its rounds that it sits in the trap: a hundred in half a second without need.
+    """
     print(f"{trap}: naive {naive:.1%} of a processor, ours {ours:.2%}")
-    # On a busy machine the naive loop does not get the whole processor that it would take.
-    assert naive > 0.2, "the trap does not trap the naive loop: nothing was shown"
-    assert ours < AT_MOST * naive
+    assert loop.rounds > 100, "the trap does not trap the naive loop: nothing was shown"
+    assert ours < AT_MOST
 
 
 def with_unread_error(sock: socket.socket) -> None:
@@ -77,11 +87,12 @@ def with_unread_error(sock: socket.socket) -> None:
 async def test_s4_f21_an_unread_error_queue_does_not_keep_a_reader_awake() -> None:
     with sockets.udp() as one, sockets.udp() as two:
         with_unread_error(one)
-        naive = await share_of_processor(lambda: naive_receive(one))
+        loop = Naive()
+        naive = await share_of_processor(lambda: loop.receive(one))
         receiver = UdpBatchReceiver(two)
         with_unread_error(two)
         ours = await share_of_processor(receiver.receive)
-        compare("an unread error queue, reading", naive, ours)
+        compare("an unread error queue, reading", loop, naive, ours)
         # And the receiver still receives.
         book = ledger.Ledger()
         one.sendto(book.write(), two.getsockname())
@@ -131,11 +142,12 @@ async def test_s4_f21_an_unread_error_queue_does_not_keep_a_writer_awake() -> No
         for sock in (one, two):
             with trio.fail_after(harness.PATIENCE):
                 await trio.lowlevel.wait_readable(sock)
-        naive = await share_of_processor(lambda: naive_send(one, bytes(1000), target))
+        loop = Naive()
+        naive = await share_of_processor(lambda: loop.send(one, bytes(1000), target))
         sender = UdpBatchSender(two, gso=False)
         batch = harness.batch_of([bytes(1000)] * 200, target)
         ours = await share_of_processor(lambda: sender.send(batch))
-        compare("an unread error queue, writing", naive, ours)
+        compare("an unread error queue, writing", loop, naive, ours)
 
 
 async def test_shut_rd_does_not_keep_a_reader_awake() -> None:
@@ -146,10 +158,11 @@ async def test_shut_rd_does_not_keep_a_reader_awake() -> None:
         return sock
 
     with shut() as one, shut() as two:
-        naive = await share_of_processor(lambda: naive_receive(one))
+        loop = Naive()
+        naive = await share_of_processor(lambda: loop.receive(one))
         receiver = UdpBatchReceiver(two)
         ours = await share_of_processor(receiver.receive)
-        compare("SHUT_RD", naive, ours)
+        compare("SHUT_RD", loop, naive, ours)
 
 
 @pytest.mark.own_network
@@ -162,12 +175,13 @@ async def test_s10_f17_enobufs_with_a_writable_socket_does_not_keep_a_writer_awa
         for sock in (one, two):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4608)
             sock.setsockopt(socket.IPPROTO_IP, 10, 0)  # IP_MTU_DISCOVER, IP_PMTUDISC_DONT
-        naive = await share_of_processor(lambda: naive_send(one, bytes(30_000), target))
+        loop = Naive()
+        naive = await share_of_processor(lambda: loop.send(one, bytes(30_000), target))
         with limits.measured() as load:
             with pytest.raises(SendBatchError) as caught:
                 await sender.send(harness.batch_of([bytes(30_000)], target))
         assert caught.value.failures[0].error.errno == errno.ENOBUFS
-        compare("ENOBUFS", naive, load.cpu_seconds / SECONDS)
+        compare("ENOBUFS", loop, naive, load.cpu_seconds / SECONDS)
 
 
 @pytest.mark.own_network
@@ -180,11 +194,12 @@ async def test_s11_a_socket_without_a_port_is_refused_before_it_can_spin() -> No
     ):
         unbound.setblocking(False)
         target = ("127.0.0.1", taken.getsockname()[1])
-        naive = await share_of_processor(lambda: naive_send(unbound, b"x", target))
+        loop = Naive()
+        naive = await share_of_processor(lambda: loop.send(unbound, b"x", target))
         with limits.measured() as load:
             with pytest.raises(ValueError, match="bound"):
                 UdpBatchSender(unbound)
-        compare("a socket without a port", naive, load.cpu_seconds / SECONDS)
+        compare("a socket without a port", loop, naive, load.cpu_seconds / SECONDS)
 
 
 @pytest.mark.own_network

@@ -54,6 +54,8 @@ class Tun:
         nodad = " nodad" if ":" in ip else ""
         netns.run(f"ip link set dev {name} txqueuelen {_QUEUE} up")
         netns.run(f"ip address add {ip} peer {peer_ip} dev {name}{nodad}")
+        if ":" in ip:
+            netns.wait_for_ipv6(name, ip)
 
     def read(self) -> bytes | None:
         """The next packet that the kernel sent into the device, or `None`."""
