@@ -104,8 +104,10 @@ def typing(session: nox.Session) -> None:
     """mypy and pyright over everything, and the completeness of the public types."""
     install(session, "typing", package=".[cli]")
     session.run("mypy")
-    session.run("basedpyright")
-    session.run("basedpyright", "--verifytypes", "snaptun_trio", "--ignoreexternal")
+    # Left to itself it takes a .venv in the checkout, which need not have what is imported.
+    python = ("--pythonpath", f"{session.bin}/python")
+    session.run("basedpyright", *python)
+    session.run("basedpyright", *python, "--verifytypes", "snaptun_trio", "--ignoreexternal")
 
 
 @nox.session
