@@ -80,7 +80,14 @@ class Columns(Protocol):
         """What did not come in; `None` where nothing is missing."""
 
     def trains(self) -> tuple[PacketTrain, ...]:
-        """The trains, one for each of ``count``, made now."""
+        """The trains, one for each of ``count``, made now.
+
+        They must not get into a program's hands: it may release their views, and what is being
+        sent would be gone.
+        """
+
+    def train(self, index: int) -> PacketTrain:
+        """One of `trains`, without making the others."""
 
     def seen_trains(self) -> tuple[PacketTrain, ...]:
         """The trains as a program sees them: neighbours that make one train together are one."""
@@ -93,6 +100,19 @@ class Columns(Protocol):
 
 
 _asks_for = attrgetter("ecn", "local_address", "interface_index")
+
+
+def over(train: PacketTrain, data: bytes | memoryview) -> PacketTrain:
+    """The same train over another view of its data."""
+    return make_train(
+        data,
+        train.segment_size,
+        train.address,
+        train.ecn,
+        train.local_address,
+        train.interface_index,
+        train.timestamp_ns,
+    )
 
 
 @final
@@ -113,6 +133,7 @@ class TrainColumns:
 
     __slots__ = (
         "_plain",
+        "_seen",
         "_trains",
         "addresses",
         "count",
@@ -136,7 +157,8 @@ class TrainColumns:
         self.payloads = payloads
         self.segment_sizes = segment_sizes
         self.addresses = addresses
-        self._trains = trains
+        self._seen = trains
+        self._trains: tuple[PacketTrain, ...] | None = None
         self._plain = True if trains is None else None
         self.losses = losses
         self.count = len(payloads)
@@ -150,9 +172,9 @@ class TrainColumns:
 
     @classmethod
     def of(cls, trains: tuple[PacketTrain, ...], losses: Losses | None = None) -> TrainColumns:
-        """The columns of these trains."""
+        """The columns of these trains, over views of their own."""
         return cls(
-            [train.data for train in trains],
+            [d if isinstance(d := train.data, bytes) else memoryview(d) for train in trains],
             [train.segment_size for train in trains],
             [train.address for train in trains],
             trains,
@@ -163,16 +185,23 @@ class TrainColumns:
     def plain(self) -> bool:
         """Whether no train asks for anything but its address: no ECN, no source, no interface."""
         if self._plain is None:
-            self._plain = set(map(_asks_for, self.trains())) <= {(None, None, None)}
+            self._plain = set(map(_asks_for, self._seen or ())) <= {(None, None, None)}
         return self._plain
 
     def trains(self) -> tuple[PacketTrain, ...]:
         if self._trains is None:
-            self._trains = tuple(map(make_train, self.payloads, self.segment_sizes, self.addresses))
+            if self._seen is None or self.plain:
+                made = map(make_train, self.payloads, self.segment_sizes, self.addresses)
+            else:
+                made = map(over, self._seen, self.payloads)
+            self._trains = tuple(made)
         return self._trains
 
+    def train(self, index: int) -> PacketTrain:
+        return self.trains()[index]
+
     def seen_trains(self) -> tuple[PacketTrain, ...]:
-        return self.trains()
+        return self.trains() if self._seen is None else self._seen
 
     def packets(self) -> Iterator[tuple[bytes, Address | None]]:
         return chain.from_iterable(

@@ -5,22 +5,21 @@
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import Counter, deque
 from itertools import groupby, repeat
 from typing import TYPE_CHECKING, cast
 
 import attrs
 import trio
 
-from ._batch import KEEP, TrainColumns
+from ._batch import KEEP, TrainColumns, over
 from ._coalesce import MAX_SEGMENTS, coalesce
 from ._kernel import _sockaddr
-from ._kernel._abi import MAX_BATCH_SIZE
 from ._kernel._interface import START
 from ._train import PacketTrain, make_train, max_train_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator
 
     from ._batch import Columns, Target
     from ._errors import SendFailure
@@ -36,21 +35,38 @@ _JOIN_BELOW = 8192
 
 
 @attrs.define(eq=False)
-class Unsent:
+class Submission:
+    """What became of the datagrams that were submitted together, for whoever wants to know.
+
+    Always: ``submitted == sent + failed + discarded + waiting``.
+    """
+
+    submitted: int = 0
+    sent: int = 0
+    failed: Counter[int] = attrs.Factory(Counter)
+    """By errno."""
+    discarded: int = 0
+
+    @property
+    def waiting(self) -> int:
+        """Datagrams that are neither sent nor given up."""
+        return self.submitted - self.sent - self.failed.total() - self.discarded
+
+
+@attrs.define(eq=False)
+class PendingSend:
     """Something that is being sent, and how far it got."""
 
     columns: Columns
     target: Target
+    submission: Submission
     position: Position = START
-    tries: list[int] = attrs.Factory(list)
+    errors: list[int] = attrs.Factory(list)
     """What the message at ``position`` was refused with so far, by errno."""
-    one_by_one: Position = START
+    unsegmented_until: Position = START
     """Up to there datagrams go one by one, because a train of them was refused."""
-    doubt: OSError | None = None
-    """Why GSO may be at fault, while the first of them is tried."""
-    most: int = MAX_BATCH_SIZE
-    """How many trains the next call is given: few after a refusal, which may be the first of many,
-    since to lay out a thousand messages costs more than to send one."""
+    suspicion: OSError | None = None
+    """What that train was refused with, until its first datagram has been tried alone."""
     last_failure: SendFailure | None = None
     """The refused part of a train, while the datagrams after it are tried."""
 
@@ -58,21 +74,28 @@ class Unsent:
 class SendQueue:
     """Everything that was submitted and is neither sent nor refused.
 
-    What is being sent stands before what waits by target; a packet is kept as it is until then.
+    What is being sent stands before what waits by peer; a packet is kept as it is until then. A
+    peer is one peer however its address is spelled, or else two spellings would overtake each
+    other: it is known here by its raw name.
 
     Args:
       family: the address family of the socket, which decides what an address is.
+      peer: whom the socket is connected to, `None` where it is not.
 
     Attributes:
       datagrams: how many there are.
       submitted: how many were ever put in.
     """
 
-    def __init__(self, family: int) -> None:
+    def __init__(self, family: int, peer: Address | None) -> None:
         self._family = family
-        self._unsent: deque[Unsent] = deque()
-        self._waiting: dict[Address | None, list[_Payload | PacketTrain]] = {}
+        self._connected_name = b"" if peer is None else _sockaddr.encode(peer, family)
+        self._pending: deque[PendingSend] = deque()
+        self._waiting: dict[bytes, _Waiting] = {}
         self._trains_wait = False
+        # Programs send to one peer many times in a row. By identity: 80.0 equals 80.
+        self._last_target: Address | None = None
+        self._last_name = self._connected_name
         self.datagrams = 0
         self.submitted = 0
 
@@ -83,18 +106,22 @@ class SendQueue:
         Raises:
           TypeError, ValueError: the target is no address for this family. Nothing was added.
         """
-        items = self._waiting.get(target)
-        if items is None:
-            if target is not None:
-                _sockaddr.check(target, self._family)
-            items = self._waiting[target] = []
+        if target is not self._last_target:
+            name = self._name(target)
+            self._last_target, self._last_name = target, name
+        waiting = self._waiting.get(self._last_name)
+        if waiting is None:
+            waiting = self._waiting[self._last_name] = _Waiting(target)
         if isinstance(item, PacketTrain):
             self._trains_wait = True
-        items.append(item)
+            if not isinstance(item.data, bytes):
+                # The program may release the view that it sees; this one it does not.
+                item = over(item, memoryview(item.data))
+        waiting.items.append(item)
         self.datagrams += datagrams
         self.submitted += datagrams
 
-    def put_columns(self, columns: Columns, target: Target) -> Unsent:
+    def put_columns(self, columns: Columns, target: Target, submission: Submission) -> PendingSend:
         """Add a whole batch, behind everything else that is being sent."""
         if (
             isinstance(columns, TrainColumns)
@@ -104,69 +131,96 @@ class SendQueue:
             and columns.nbytes < columns.count * _JOIN_BELOW
             and columns.lengths.count(columns.lengths[0]) == columns.count
         ):
-            unsent = Unsent(_packed(columns, target), KEEP)
+            pending = PendingSend(self._regrouped(columns, target), KEEP, submission)
         else:
-            unsent = Unsent(columns, target)
+            pending = PendingSend(columns, target, submission)
         if columns.count:
-            self._unsent.append(unsent)
+            self._pending.append(pending)
             self.datagrams += columns.datagrams
             self.submitted += columns.datagrams
-        return unsent
+            submission.submitted = columns.datagrams
+        return pending
 
-    def take_back(self, unsent: Unsent) -> None:
+    def take_back(self, pending: PendingSend) -> None:
         """Undo `put_columns`."""
-        self._unsent.remove(unsent)
-        self.datagrams -= unsent.columns.datagrams
-        self.submitted -= unsent.columns.datagrams
+        self._pending.remove(pending)
+        self.datagrams -= pending.columns.datagrams
+        self.submitted -= pending.columns.datagrams
+        pending.submission.submitted = 0
 
-    def first(self) -> Unsent | None:
+    def first(self) -> PendingSend | None:
         """What is to be sent next; `None` where nothing is left."""
-        if not self._unsent:
+        if not self._pending:
             if not self._waiting:
                 return None
-            self._unsent.append(self._gather())
-        return self._unsent[0]
+            # Made whole before anything is let go: what fails on the way has changed nothing.
+            gathered = self._gather()
+            self._pending.append(gathered)
+            self._waiting = {}
+            self._trains_wait = False
+        return self._pending[0]
 
     def move_on(self, position: Position, datagrams: int) -> None:
         """The first one is done with up to ``position``: so many datagrams were sent or refused."""
-        unsent = self._unsent[0]
-        unsent.position = position
+        pending = self._pending[0]
+        pending.position = position
         self.datagrams -= datagrams
-        if position.train >= unsent.columns.count:
-            self._unsent.popleft()
+        if position.train >= pending.columns.count:
+            self._pending.popleft()
 
     def clear(self) -> int:
         """Drop everything. Returns how many datagrams that were."""
         dropped, self.datagrams = self.datagrams, 0
-        self._unsent.clear()
+        for pending in self._pending:
+            pending.submission.discarded = pending.submission.waiting
+        self._pending.clear()
         self._waiting.clear()
         return dropped
 
-    def _gather(self) -> Unsent:
-        """Make trains of what waits, target by target."""
-        waiting, self._waiting = self._waiting, {}
+    def _name(self, target: Address | None) -> bytes:
+        if target is None:
+            return self._connected_name
+        _sockaddr.check(target, self._family)
+        return _sockaddr.encode(target, self._family)
+
+    def _gather(self) -> PendingSend:
+        """Make trains of what waits, peer by peer."""
+        submission = Submission(self.datagrams)
+        waiting = self._waiting.values()
         if self._trains_wait:
-            self._trains_wait = False
-            trains = [t for target, items in waiting.items() for t in _trains_of(items, target)]
-            return Unsent(TrainColumns.of(tuple(trains)), KEEP)
-        return Unsent(_coalesced(cast("dict[Address | None, list[_Payload]]", waiting)), KEEP)
+            trains = [t for one in waiting for t in _trains_of(one.items, one.target)]
+            return PendingSend(TrainColumns.of(tuple(trains)), KEEP, submission)
+        packets = [(one.target, cast("list[_Payload]", one.items)) for one in waiting]
+        return PendingSend(_coalesced(packets), KEEP, submission)
+
+    def _regrouped(self, columns: TrainColumns, target: Target) -> TrainColumns:
+        """Single datagrams, gathered into trains peer by peer."""
+        if target is not KEEP:
+            return _coalesced([(target, columns.payloads)])
+        by_name: dict[bytes, tuple[Address | None, list[_Payload]]] = {}
+        for payload, address in zip(columns.payloads, columns.addresses):
+            name = self._name(address)
+            if name not in by_name:
+                by_name[name] = (address, [])
+            by_name[name][1].append(payload)
+        return _coalesced(by_name.values())
 
 
-def _packed(columns: TrainColumns, target: Target) -> TrainColumns:
-    """Single datagrams, gathered into trains target by target."""
-    if target is not KEEP:
-        return _coalesced({target: columns.payloads})
-    by_target: defaultdict[Address | None, list[_Payload]] = defaultdict(list)
-    for payload, address in zip(columns.payloads, columns.addresses):
-        by_target[address].append(payload)
-    return _coalesced(by_target)
+class _Waiting:
+    """What waits for one peer."""
+
+    __slots__ = ("items", "target")
+
+    def __init__(self, target: Address | None) -> None:
+        self.target = target
+        self.items: list[_Payload | PacketTrain] = []
 
 
-def _coalesced(by_target: Mapping[Address | None, list[_Payload]]) -> TrainColumns:
+def _coalesced(by_peer: Iterable[tuple[Address | None, list[_Payload]]]) -> TrainColumns:
     payloads: list[_Payload] = []
     sizes: list[int] = []
     addresses: list[Address | None] = []
-    for target, packets in by_target.items():
+    for target, packets in by_peer:
         _coalesce_into(payloads, sizes, packets, target)
         addresses += [target] * (len(payloads) - len(addresses))
     return TrainColumns(payloads, sizes, addresses)

@@ -21,7 +21,7 @@ from ._kernel import _options, _pieces, _sockaddr, pick_backend
 from ._kernel._abi import MAX_BATCH_SIZE
 from ._kernel._columns import SlabColumns
 from ._kernel._interface import START
-from ._queue import SendQueue
+from ._queue import SendQueue, Submission
 from ._statistics import SenderStatistics
 from ._train import PacketTrain, check_int, flat_view
 
@@ -77,7 +77,7 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
         offload = _options.gso_available(self._socket) and gso and not _options.switched_off("GSO")
         _options.forbid_fragmentation(self._socket)
         self._gate = Gate(self._socket, trio.lowlevel.wait_writable, "sending with this sender")
-        self._queue = SendQueue(self._family)
+        self._queue = SendQueue(self._family, _options.peer_of(self._socket))
         self._flush = Flush(self._socket, pick_backend(), self._queue, self._gate, offload)
         self._discarded = 0
 
@@ -175,7 +175,7 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
         """
         turn = self._flush.all_now()
         self._raise_failures()
-        if turn is Turn.BLOCKED:
+        if turn is not Turn.DONE:
             raise trio.WouldBlock
 
     @trio.lowlevel.enable_ki_protection
@@ -193,8 +193,7 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
         """
         with self._gate:
             await trio.lowlevel.checkpoint_if_cancelled()
-            if not await self._send_all():
-                await trio.lowlevel.cancel_shielded_checkpoint()
+            await self._send_all()
         self._raise_failures()
 
     @trio.lowlevel.enable_ki_protection
@@ -215,14 +214,19 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
           TypeError, ValueError: not a batch, or an address is none that this socket can send to.
           OSError: see `try_flush_best_effort`.
         """
+        await self._send(value, Submission())
+        self._raise_failures()
+
+    async def _send(self, value: PacketBatch, submission: Submission) -> None:
+        """`send`, for the pump: what became of the batch is in ``submission``, nothing is raised of
+        it."""
         accepted = self._check_batch(value)
         with self._gate:
             await trio.lowlevel.checkpoint_if_cancelled()
-            yielded = await self._send_all() if self._queue.datagrams else False
-            self._queue.put_columns(*accepted)
-            if not (await self._send_all() or yielded):
-                await trio.lowlevel.cancel_shielded_checkpoint()
-        self._raise_failures()
+            if self._queue.datagrams:
+                await self._send_queued()
+            self._queue.put_columns(*accepted, submission)
+            await self._send_all()
 
     @trio.lowlevel.enable_ki_protection
     def send_nowait(self, value: PacketBatch) -> None:
@@ -236,16 +240,20 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
           trio.BusyResourceError: another task is flushing or sending.
           trio.ClosedResourceError, TypeError, ValueError, OSError: see `send`.
         """
+        self._send_nowait(value, Submission())
+        self._raise_failures()
+
+    def _send_nowait(self, value: PacketBatch, submission: Submission) -> None:
+        """`send_nowait`, for the pump; see `_send`."""
         accepted = self._check_batch(value)
         with self._gate:
-            if self._queue.datagrams and self._flush.all_now() is Turn.BLOCKED:
+            if self._queue.datagrams and self._flush.all_now() is not Turn.DONE:
                 raise trio.WouldBlock
-            unsent = self._queue.put_columns(*accepted)
+            pending = self._queue.put_columns(*accepted, submission)
             turn = self._flush.all_now()
-        if turn is Turn.BLOCKED and unsent.position == START:
-            self._queue.take_back(unsent)
+        if turn is Turn.BLOCKED and pending.position == START:
+            self._queue.take_back(pending)
             raise trio.WouldBlock
-        self._raise_failures()
 
     def statistics(self) -> SenderStatistics:
         """A snapshot of what the sender has counted; afterwards too, when it is closed."""
@@ -299,8 +307,19 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
             columns.check_family(self._family)
         return columns, target
 
-    async def _send_all(self) -> bool:
-        """Send until nothing is left. Returns whether other tasks could run meanwhile."""
+    async def _send_all(self) -> None:
+        """Send until nothing is left. A checkpoint, always."""
+        if not await self._send_queued():
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            # Who queued something meanwhile and wanted to send it was turned away, because this
+            # task is sending. Nobody else would send it.
+            await self._send_queued()
+
+    async def _send_queued(self) -> bool:
+        """Send until nothing is left, and return before anybody can add to it.
+
+        Returns whether other tasks could run meanwhile.
+        """
         yielded = False
         while (turn := self._flush.turn()) is not Turn.DONE:
             yielded = True

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import trio
@@ -89,6 +90,7 @@ class ScriptedBackend:
       sent: every datagram that was taken, with its address.
       calls: for each send call, whether it was to segment, and the bytes of its first message.
       singles: how many times a single datagram was tried to see whether GSO is at fault.
+      prepared: how many times messages were laid out.
       losses: what the receive calls say did not come in.
       waits: who waits for the socket.
     """
@@ -101,7 +103,7 @@ class ScriptedBackend:
         self.losses: Losses | None = None
         self.sent: list[tuple[bytes, Address | None]] = []
         self.calls: list[tuple[bool, int]] = []
-        self.singles = 0
+        self.singles = self.prepared = 0
         self.waits = ScriptedWaits()
 
     def receive(self, sock: Socket, slab: Slab, slots: int) -> Columns:
@@ -112,51 +114,76 @@ class ScriptedBackend:
             raise error_of(-step)
         return TrainColumns.of(tuple(step), self.losses)
 
-    def send(
-        self,
-        sock: Socket,
-        columns: Columns,
-        target: Target,
-        position: Position,
-        gso: bool,
-        most: int,
-    ) -> Sent:
+    def prepare(
+        self, sock: Socket, columns: Columns, target: Target, position: Position, gso: bool
+    ) -> ScriptedTransmission:
         messages = list(pieces(columns, target, position, int(sock.family), gso))
-        return self._take(messages, position, gso)
+        self.prepared += 1
+        return ScriptedTransmission(self, messages, position, gso)
 
-    def send_single(
+    def prepare_single(
         self, sock: Socket, columns: Columns, target: Target, position: Position
-    ) -> Sent:
-        self.singles += 1
-        messages = list(pieces(columns, target, position, int(sock.family), gso=False))
-        return self._take(messages[:1], position, gso=False)
-
-    def _take(self, messages: list[Piece], position: Position, gso: bool) -> Sent:
-        first = messages[0]
-        self.calls.append((gso, first.nbytes))
-        step = self.sends.popleft() if self.sends else len(messages)
-        if callable(step):
-            step = step(first)
-        if step < 0:
-            error = error_of(-step)
-            return Sent(position, 0, 0, 0, error, first.end, first.datagrams > 1)
-        taken = messages[:step]
-        for piece in taken:
-            data = bytes(piece.train.data)[piece.start : piece.start + piece.nbytes]
-            size = piece.train.segment_size or 1
-            cuts = range(0, len(data) or 1, size)
-            self.sent += [(data[at : at + size], piece.address) for at in cuts]
-        return Sent(
-            taken[-1].end,
-            len(taken),
-            sum(piece.datagrams for piece in taken),
-            sum(piece.nbytes for piece in taken),
-        )
+    ) -> ScriptedTransmission:
+        messages = list(islice(pieces(columns, target, position, int(sock.family), False), 1))
+        return ScriptedTransmission(self, messages, position, False, single=True)
 
     @property
     def payloads(self) -> list[bytes]:
         """The payloads of all datagrams that were taken."""
         return [payload for payload, _ in self.sent]
+
+
+class ScriptedTransmission:
+    """What one turn of sending hands to a scripted kernel."""
+
+    def __init__(
+        self,
+        backend: ScriptedBackend,
+        messages: list[Piece],
+        position: Position,
+        gso: bool,
+        *,
+        single: bool = False,
+    ) -> None:
+        self._backend = backend
+        self._messages = messages
+        self._position = position
+        self._gso = gso
+        self._single = single
+
+    @property
+    def more(self) -> bool:
+        return bool(self._messages)
+
+    def send(self, most: int) -> Sent:
+        backend, first = self._backend, self._messages[0]
+        backend.calls.append((self._gso, first.nbytes))
+        backend.singles += self._single
+        step = backend.sends.popleft() if backend.sends else len(self._messages)
+        if callable(step):
+            step = step(first)
+        if step < 0:
+            error = error_of(-step)
+            return Sent(self._position, 0, 0, 0, error, first.end, first.datagrams > 1)
+        taken, self._messages = self._messages[: min(step, most)], self._messages[min(step, most) :]
+        self._position = taken[-1].end
+        for piece in taken:
+            data = bytes(piece.train.data)[piece.start : piece.start + piece.nbytes]
+            size = piece.train.segment_size or 1
+            cuts = range(0, len(data) or 1, size)
+            backend.sent += [(data[at : at + size], piece.address) for at in cuts]
+        return Sent(
+            self._position,
+            len(taken),
+            sum(piece.datagrams for piece in taken),
+            sum(piece.nbytes for piece in taken),
+        )
+
+    def skip(self) -> None:
+        self._position = self._messages.pop(0).end
+
+    def close(self) -> None:
+        self._messages = []
 
 
 def install_backend(monkeypatch: pytest.MonkeyPatch) -> ScriptedBackend:

@@ -82,6 +82,19 @@ def test_a_refused_datagram_does_not_hold_up_the_others(
     check_law(sender)
 
 
+def test_a_refusal_lays_nothing_out_again(
+    sender: UdpBatchSender, kernel: scripted.ScriptedBackend
+) -> None:
+    """Laying out costs more than sending, and a stranger may choose what is refused."""
+    kernel.sends += [Refuse(B, errno.EACCES)] * 1000
+    trains = [PacketTrain(bytes(n), n, (A, B)[n % 2]) for n in range(1, 101)]
+    with pytest.raises(SendBatchError) as report:
+        sender.send_nowait(PacketBatch(trains))
+    assert [failure.train for failure in report.value.failures] == trains[::2]
+    assert kernel.prepared == 1
+    check_law(sender)
+
+
 def test_failures_are_reported_once(
     sender: UdpBatchSender, kernel: scripted.ScriptedBackend
 ) -> None:
@@ -276,15 +289,26 @@ def test_an_error_for_a_single_datagram_says_nothing_of_gso(
     assert sender.gso
 
 
-@pytest.mark.parametrize("refused", [{b"bb"}, {b"aa", b"bb"}, {b"aa", b"cc"}, {b"cc"}, set()])
-def test_of_a_train_that_is_too_long_each_datagram_gets_its_own_chance(
-    sender: UdpBatchSender, kernel: scripted.ScriptedBackend, refused: set[bytes]
+@pytest.mark.parametrize(
+    ("refused", "tries"),
+    [
+        pytest.param({b"aa", b"bb", b"cc"}, 2, id="all but the tail"),
+        pytest.param({b"aa", b"bb", b"cc", b"d"}, 4, id="all"),
+        pytest.param({b"d"}, 5, id="the tail"),
+        pytest.param({b"bb"}, 5, id="one that an ICMP message hit at each try"),
+        pytest.param(set(), 4, id="none"),
+    ],
+)
+def test_of_a_train_that_is_too_long_each_size_gets_its_own_chance(
+    sender: UdpBatchSender, kernel: scripted.ScriptedBackend, refused: set[bytes], tries: int
 ) -> None:
+    """What is refused alone for its size speaks for its neighbours of that size."""
+
     def too_long(first: Piece) -> int:
         data = bytes(first.train.data)[first.start : first.start + first.nbytes]
         return -errno.EMSGSIZE if first.datagrams > 1 or data in refused else 1
 
-    train = PacketTrain(b"aabbcc", 2, B)
+    train = PacketTrain(b"aabbccd", 2, B)
     kernel.sends += [too_long] * 30
     if refused:
         with pytest.raises(SendBatchError) as report:
@@ -297,6 +321,7 @@ def test_of_a_train_that_is_too_long_each_datagram_gets_its_own_chance(
     assert kernel.payloads == [b"before", *good, b"after"]
     assert sender.gso
     assert sender.statistics().failures == ({errno.EMSGSIZE: len(refused)} if refused else {})
+    assert kernel.singles == tries + (len(refused) == 3)  # the tail that goes is one more
     check_law(sender)
 
 

@@ -118,6 +118,7 @@ class SlabColumns:
     """
 
     __slots__ = (
+        "_memory",
         "_token",
         "_trains",
         "bases",
@@ -144,6 +145,7 @@ class SlabColumns:
         self.start, self.stride, self.bases = layout.start, layout.stride, layout.bases
         self._token = slab.lend()
         self._trains: tuple[PacketTrain, ...] | None = None
+        self._memory: memoryview | None = None  # for `train`, which may be asked for each of them
         self.count = count
         self.lengths = lengths = headers.lengths[:count]
         self.segment_sizes, self.plain = sizes, _ = segment_sizes(headers, count)
@@ -255,20 +257,19 @@ class SlabColumns:
 
     def trains(self) -> tuple[PacketTrain, ...]:
         if self._trains is None:
-            memory = self.slab.view(self._token).toreadonly()
-            if self.plain:
-                self._trains = tuple(
-                    [make_train(memory[at : at + n], size, a) for at, n, size, a in self._rows()]
-                )
-            else:
-                headers = self.headers
-                self._trains = tuple(
-                    [
-                        make_train(memory[at : at + n], size, a, *_ancillary(headers, index)[1:])
-                        for index, (at, n, size, a) in enumerate(self._rows())
-                    ]
-                )
+            self._trains = self._make_trains()
         return self._trains
+
+    def train(self, index: int) -> PacketTrain:
+        if self._trains is not None:
+            return self._trains[index]
+        if self._memory is None:
+            self._memory = self.slab.view(self._token).toreadonly()
+        start, length = self.start + index * self.stride, self.lengths[index]
+        data = self._memory[start : start + length]
+        address = _sockaddr.decode(self.headers.name(index))
+        told = _cmsg.NOTHING if self.plain else _ancillary(self.headers, index)
+        return make_train(data, self.segment_sizes[index], address, *told[1:])
 
     def seen_trains(self) -> tuple[PacketTrain, ...]:
         if self.contiguous and self.count > 1 and self.plain and self.one_source:
@@ -276,7 +277,21 @@ class SlabColumns:
             memory = self.slab.view(self._token).toreadonly()
             payload = memory[self.start : self.start + self.nbytes]
             return (make_train(payload, self.stride, self._addresses()[0]),)
-        return self.trains()
+        return self._make_trains()
+
+    def _make_trains(self) -> tuple[PacketTrain, ...]:
+        memory = self.slab.view(self._token).toreadonly()
+        if self.plain:
+            return tuple(
+                [make_train(memory[at : at + n], size, a) for at, n, size, a in self._rows()]
+            )
+        headers = self.headers
+        return tuple(
+            [
+                make_train(memory[at : at + n], size, a, *_ancillary(headers, index)[1:])
+                for index, (at, n, size, a) in enumerate(self._rows())
+            ]
+        )
 
 
 def _ancillary(headers: MessageHeaders, index: int) -> _cmsg.Ancillary:

@@ -1,8 +1,8 @@
 # The seam between the library and the operating system: what a backend is.
 #
-# A backend is two operations, "fill this memory, tell me what came" and "send from these columns,
-# tell me how far you got", and the memory it wants. Receiver and sender know nothing else of it, so
-# a test can put a scripted kernel in its place. What an errno means is not decided down here.
+# A backend is two operations, "fill this memory, tell me what came" and "lay out these columns, and
+# send them as I say", and the memory it wants. Receiver and sender know nothing else of it, so a
+# test can put a scripted kernel in its place. What an errno means is not decided down here.
 
 from __future__ import annotations
 
@@ -48,6 +48,26 @@ class Sent(NamedTuple):
     """Whether the refused message asked for segmentation."""
 
 
+class Transmission(Protocol):
+    """Something that is to be sent, laid out for the kernel. It lives for one turn of sending.
+
+    A refused message costs no more than the call that refused it: the ones behind it stay laid out.
+    """
+
+    @property
+    def more(self) -> bool:
+        """Whether messages are left that were neither sent nor skipped."""
+
+    def send(self, most: int) -> Sent:
+        """Send at most ``most`` messages with one call where the system can; never wait."""
+
+    def skip(self) -> None:
+        """Leave out the next message."""
+
+    def close(self) -> None:
+        """Let go of everything that the messages point to."""
+
+
 class Backend(Protocol):
     """The two operations. A backend keeps nothing between calls, so one serves all sockets."""
 
@@ -62,22 +82,16 @@ class Backend(Protocol):
           OSError: nothing was received; `BlockingIOError` where nothing is queued.
         """
 
-    def send(
-        self,
-        sock: Socket,
-        columns: Columns,
-        target: Target,
-        position: Position,
-        gso: bool,
-        most: int,
-    ) -> Sent:
-        """Send from ``position`` on as much as one call takes; never wait.
+    def prepare(
+        self, sock: Socket, columns: Columns, target: Target, position: Position, gso: bool
+    ) -> Transmission:
+        """Lay out what is to be sent from ``position`` on, as much as one call takes.
 
         ``target`` replaces the columns' own addresses, unless it is ``KEEP``. Without ``gso`` each
-        datagram is a message of its own. At most ``most`` trains are looked at.
+        datagram is a message of its own.
         """
 
-    def send_single(
+    def prepare_single(
         self, sock: Socket, columns: Columns, target: Target, position: Position
-    ) -> Sent:
-        """Send the one datagram at ``position``, unsegmented: is it the data, or is it GSO?"""
+    ) -> Transmission:
+        """Lay out the one datagram at ``position``, unsegmented: is it the data, or is it GSO?"""

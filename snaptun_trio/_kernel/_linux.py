@@ -100,38 +100,59 @@ class LinuxBackend:
             return _receive_cut(slab, layout, count, gro=_options.gro_enabled(sock))
         return SlabColumns(slab, layout, count)
 
-    def send(
-        self,
-        sock: Socket,
-        columns: Columns,
-        target: Target,
-        position: Position,
-        gso: bool,
-        most: int,
-    ) -> Sent:
+    def prepare(
+        self, sock: Socket, columns: Columns, target: Target, position: Position, gso: bool
+    ) -> LinuxTransmission:
         transmit = _transmit.take(_sockaddr.socket_family(sock))
         try:
-            transmit.fill(columns, target, position, gso, most)
-            return self._call(sock, transmit)
-        finally:
+            transmit.fill(columns, target, position, gso)
+        except BaseException:
             _transmit.put_back(transmit)
+            raise
+        return LinuxTransmission(self._sendmmsg, sock.fileno(), transmit)
 
-    def send_single(
+    def prepare_single(
         self, sock: Socket, columns: Columns, target: Target, position: Position
-    ) -> Sent:
+    ) -> LinuxTransmission:
         transmit = _transmit.take(_sockaddr.socket_family(sock))
         try:
             transmit.fill_single(columns, target, position)
-            return self._call(sock, transmit)
-        finally:
+        except BaseException:
             _transmit.put_back(transmit)
+            raise
+        return LinuxTransmission(self._sendmmsg, sock.fileno(), transmit)
 
-    def _call(self, sock: Socket, transmit: _transmit.Transmit) -> Sent:
-        fd, address, messages = sock.fileno(), transmit.headers.address, transmit.messages
-        count: int = self._sendmmsg(fd, address, messages, _SEND_FLAGS)
+
+class LinuxTransmission:
+    """Filled headers, and how many of them `sendmmsg` took."""
+
+    __slots__ = ("_fd", "_sendmmsg", "_transmit")
+
+    def __init__(
+        self, sendmmsg: ctypes._NamedFuncPointer, fd: int, transmit: _transmit.Transmit
+    ) -> None:
+        self._sendmmsg = sendmmsg
+        self._fd = fd
+        self._transmit = transmit
+
+    @property
+    def more(self) -> bool:
+        return self._transmit.done < self._transmit.messages
+
+    def send(self, most: int) -> Sent:
+        transmit = self._transmit
+        address = transmit.headers.address + transmit.done * _abi.HEADER
+        messages = min(transmit.messages - transmit.done, most)
+        count: int = self._sendmmsg(self._fd, address, messages, _SEND_FLAGS)
         while count < 0 and ctypes.get_errno() == errno.EINTR:
-            count = self._sendmmsg(fd, address, messages, _SEND_FLAGS)
+            count = self._sendmmsg(self._fd, address, messages, _SEND_FLAGS)
         return transmit.refused(last_error()) if count < 0 else transmit.sent(count)
+
+    def skip(self) -> None:
+        self._transmit.done += 1
+
+    def close(self) -> None:
+        _transmit.put_back(self._transmit)
 
 
 def _longer_than(lengths: memoryview, size: int) -> bool:

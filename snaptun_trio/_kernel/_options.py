@@ -194,19 +194,27 @@ def report(sock: Socket, *, ecn: bool, packet_info: bool, timestamps: bool) -> N
             raise ValueError(f"{flag}=True: this system cannot report it ({error})") from error
 
 
+def peer_of(sock: Socket) -> Address | None:
+    """Whom the socket is connected to; `None` where it is not."""
+    try:
+        peer: Address = sock.getpeername()
+    except OSError:
+        return None
+    return peer
+
+
 def hears_errors(sock: Socket) -> bool:
     """Whether errors about earlier datagrams can be pending at this socket.
 
     They can where it is connected, or its owner switched IP_RECVERR on.
     """
-    try:
-        sock.getpeername()
-    except OSError:
-        return _LINUX and bool(
+    return peer_of(sock) is not None or (
+        _LINUX
+        and bool(
             _option(sock, _abi.SOL_IP, _abi.IP_RECVERR)
             or (sock.family == socket.AF_INET6 and _option(sock, _abi.SOL_IPV6, _abi.IPV6_RECVERR))
         )
-    return True
+    )
 
 
 def kernel_drops(sock: Socket) -> int | None:

@@ -87,48 +87,57 @@ class PortableBackend:
             late_error,
         )
 
-    def send(
-        self,
-        sock: Socket,
-        columns: Columns,
-        target: Target,
-        position: Position,
-        gso: bool,
-        most: int,
-    ) -> Sent:
-        return self._send(sock, columns, target, position, gso, min(most, _MESSAGES))
+    def prepare(
+        self, sock: Socket, columns: Columns, target: Target, position: Position, gso: bool
+    ) -> PortableTransmission:
+        found = pieces(columns, target, position, _sockaddr.socket_family(sock), gso)
+        return PortableTransmission(sock, list(islice(found, _MESSAGES)), position)
 
-    def send_single(
+    def prepare_single(
         self, sock: Socket, columns: Columns, target: Target, position: Position
-    ) -> Sent:
-        return self._send(sock, columns, target, position, False, 1)
+    ) -> PortableTransmission:
+        found = pieces(columns, target, position, _sockaddr.socket_family(sock), gso=False)
+        return PortableTransmission(sock, list(islice(found, 1)), position)
 
-    def _send(
-        self,
-        sock: Socket,
-        columns: Columns,
-        target: Target,
-        position: Position,
-        gso: bool,
-        most: int,
-    ) -> Sent:
+
+class PortableTransmission:
+    """Messages that are sent one by one."""
+
+    __slots__ = ("_done", "_pieces", "_position", "_sock")
+
+    def __init__(self, sock: Socket, found: list[Piece], position: Position) -> None:
+        self._sock = sock
+        self._pieces = found
+        self._done = 0
+        self._position = position
+
+    @property
+    def more(self) -> bool:
+        return self._done < len(self._pieces)
+
+    def send(self, most: int) -> Sent:
         messages = datagrams = nbytes = 0
-        with plain_socket(sock) as plain:
-            for piece in islice(
-                pieces(columns, target, position, _sockaddr.socket_family(sock), gso), most
-            ):
+        with plain_socket(self._sock) as plain:
+            for piece in self._pieces[self._done : self._done + most]:
                 try:
                     _send_message(plain, piece)
                 except OSError as error:
                     if messages:
                         # The next call meets it again, at its own message.
                         break
-                    return Sent(position, 0, 0, 0, error, piece.end, piece.datagrams > 1)
-                position = piece.end
+                    return Sent(self._position, 0, 0, 0, error, piece.end, piece.datagrams > 1)
+                self.skip()
                 messages += 1
                 datagrams += piece.datagrams
                 nbytes += piece.nbytes
-        return Sent(position, messages, datagrams, nbytes)
+        return Sent(self._position, messages, datagrams, nbytes)
+
+    def skip(self) -> None:
+        self._position = self._pieces[self._done].end
+        self._done += 1
+
+    def close(self) -> None:
+        self._pieces = []
 
 
 def _receive_message(

@@ -48,6 +48,7 @@ class Transmit:
 
     Attributes:
       messages: how many headers are filled.
+      done: how many of them were sent or skipped.
     """
 
     def __init__(self, family: int) -> None:
@@ -62,7 +63,7 @@ class Transmit:
         self._written = _MESSAGES  # control buffers that hold something else
         self._segments = headers.control_column(_abi.CMSG_HEADER, "H")
         self._iovecs: dict[int, memoryview] = {}
-        self.messages = 0
+        self.messages = self.done = 0
         self._columns: Columns = _NOTHING
         self._start = Position(0)
         # What the messages carry: whole trains from the start to ``_stop``, ``_merge`` in each; or
@@ -70,16 +71,13 @@ class Transmit:
         self._merge = 1
         self._stop = 0
         self._pieces: list[Piece] = []
-        self._segmented = False  # whether the first message asks for segmentation
         self._keep: object = None  # memory that the headers point to
 
-    def fill(
-        self, columns: Columns, target: Target, position: Position, gso: bool, most: int
-    ) -> None:
-        """Fill in trains from ``position`` on, as many as one call takes, but at most ``most``."""
-        most = min(most, _MESSAGES)
+    def fill(self, columns: Columns, target: Target, position: Position, gso: bool) -> None:
+        """Fill in trains from ``position`` on, as many as one call takes."""
         self._columns, self._start, self._merge = columns, position, 1
         self._pieces = []
+        self.done = 0
         most_segments = MAX_SEGMENTS if gso else 1
         if position.offset == 0 and columns.most_segments <= most_segments:
             if (
@@ -90,7 +88,7 @@ class Transmit:
                 if columns.count - position.train == columns.most_segments == 1:
                     self._fill_one_from_slab(columns, target)
                 else:
-                    self._fill_from_slab(columns, target, gso, most)
+                    self._fill_from_slab(columns, target, gso)
                 return
             if (
                 isinstance(columns, TrainColumns)
@@ -100,14 +98,15 @@ class Transmit:
                 if columns.count - position.train == columns.most_segments == 1:
                     self._fill_one_from_trains(columns, target)
                 else:
-                    self._fill_from_trains(columns, target, gso, most)
+                    self._fill_from_trains(columns, target, gso)
                 return
-        self._fill_pieces(target, gso, most)
+        self._fill_pieces(target, gso, _MESSAGES)
 
     def fill_single(self, columns: Columns, target: Target, position: Position) -> None:
         """Fill in one message: the one datagram at ``position``."""
-        self._columns, self._start = columns, position
+        self._columns, self._start, self._merge = columns, position, 1
         self._pieces = []
+        self.done = 0
         self._fill_pieces(target, gso=False, most=1)
 
     def release(self) -> None:
@@ -118,28 +117,35 @@ class Transmit:
     # -- what became of it
 
     def sent(self, messages: int) -> Sent:
-        """The account of a call that took so many of the messages."""
+        """The account of a call that took so many of the messages that were not done."""
+        first, self.done = self.done, self.done + messages
         if self._pieces:
-            done = self._pieces[:messages]
+            taken = self._pieces[first : self.done]
             return Sent(
-                done[-1].end,
+                taken[-1].end,
                 messages,
-                sum([piece.datagrams for piece in done]),
-                sum([piece.nbytes for piece in done]),
+                sum([piece.datagrams for piece in taken]),
+                sum([piece.nbytes for piece in taken]),
             )
-        first = self._start.train
-        stop = min(first + messages * self._merge, self._stop)
-        datagrams, nbytes = self._columns.measure(first, stop)
+        start, stop = self._train_of(first), self._train_of(self.done)
+        datagrams, nbytes = self._columns.measure(start, stop)
         return Sent(Position(stop), messages, datagrams, nbytes)
 
     def refused(self, error: OSError) -> Sent:
         """The account of a call that took nothing."""
-        end = (
-            self._pieces[0].end
-            if self._pieces
-            else Position(min(self._start.train + self._merge, self._stop))
-        )
-        return Sent(self._start, 0, 0, 0, error, end, self._segmented)
+        done = self.done
+        if self._pieces:
+            piece = self._pieces[done]
+            start = self._pieces[done - 1].end if done else self._start
+            return Sent(start, 0, 0, 0, error, piece.end, piece.datagrams > 1)
+        # All these messages have for control data is the request to segment, if anything.
+        segmented = self.headers.control_lengths[done] > 0
+        start, end = Position(self._train_of(done)), Position(self._train_of(done + 1))
+        return Sent(start, 0, 0, 0, error, end, segmented)
+
+    def _train_of(self, message: int) -> int:
+        """The first train of a message, where each message carries whole trains."""
+        return min(self._start.train + message * self._merge, self._stop)
 
     # -- the three ways
 
@@ -177,11 +183,10 @@ class Transmit:
         _abi.IOVEC_PACKED.pack_into(headers.iovec_bytes, 0, base, length)
         self.messages = 1
         self._stop = self._start.train + 1
-        self._segmented = False
 
-    def _fill_from_slab(self, columns: SlabColumns, target: Target, gso: bool, most: int) -> None:
+    def _fill_from_slab(self, columns: SlabColumns, target: Target, gso: bool) -> None:
         headers = self.headers
-        first, stop = self._start.train, min(columns.count, self._start.train + most)
+        first, stop = self._start.train, min(columns.count, self._start.train + _MESSAGES)
         count = stop - first
         merge = 1
         if gso and count > 1 and columns.even:
@@ -218,10 +223,8 @@ class Transmit:
         room = MAX_TRAIN_IPV4 if self.family == _sockaddr.AF_INET else MAX_TRAIN_IPV6
         return max(1, min(MAX_SEGMENTS * size // length, room // length))
 
-    def _fill_from_trains(
-        self, columns: TrainColumns, target: Target, gso: bool, most: int
-    ) -> None:
-        first, stop = self._start.train, min(columns.count, self._start.train + most)
+    def _fill_from_trains(self, columns: TrainColumns, target: Target, gso: bool) -> None:
+        first, stop = self._start.train, min(columns.count, self._start.train + _MESSAGES)
         count = stop - first
         lengths = columns.lengths[first:stop]
         sizes = columns.segment_sizes[first:stop]
@@ -232,7 +235,7 @@ class Transmit:
             if addresses.count(addresses[0]) == count:
                 target = addresses[0]
             elif None in addresses:
-                self._fill_pieces(target, gso, most)
+                self._fill_pieces(target, gso, _MESSAGES)
                 return
             else:
                 merge = 1
@@ -275,7 +278,6 @@ class Transmit:
         self._set_iovecs(count, 1)
         self._set_names([piece.name for piece in found])
         self._set_controls([_cmsg.serialise(piece.controls) for piece in found])
-        self._segmented = found[0].datagrams > 1
 
     # -- the columns of the headers
 
@@ -327,7 +329,6 @@ class Transmit:
 
     def _set_segments(self, size: int, messages: int) -> None:
         """Ask for one segment size in all messages; 0 asks for no segmentation."""
-        self._segmented = size > 0
         if size:
             self._restore_controls()
             self._segments[:messages] = constant("H", size, messages)
@@ -337,7 +338,6 @@ class Transmit:
         """Ask for no segmentation in the last message, where it has but one datagram left."""
         if (count - (messages - 1) * self._merge) * segments == 1:
             self.headers.control_lengths[messages - 1] = 0
-            self._segmented = messages > 1
 
     def _set_uneven_segments(self, lengths: list[int], sizes: list[int]) -> None:
         self._restore_controls()
@@ -346,16 +346,16 @@ class Transmit:
         asked = [
             _abi.SEGMENT_CMSG_SPACE if length > size else 0 for length, size in zip(lengths, sizes)
         ]
-        self._segmented = asked[0] > 0
         self.headers.control_lengths[:messages] = memoryview(array("L", asked))
 
     def _set_controls(self, controls: list[bytes]) -> None:
         """Any control messages for each message."""
         headers, size = self.headers, _cmsg.MAX_ENCODED
         joined = b"".join([control.ljust(size, b"\0") for control in controls])
+        # Noted first: were it forgotten, the next call would send these for its own.
+        self._written = max(self._written, len(controls))
         headers.controls[: len(joined)] = joined
         headers.control_lengths[: len(controls)] = memoryview(array("L", map(len, controls)))
-        self._written = max(self._written, len(controls))
 
     def _restore_controls(self) -> None:
         """Make each control buffer a request to segment again."""
@@ -371,7 +371,7 @@ _idle: dict[int, list[Transmit]] = {}
 
 
 def take(family: int) -> Transmit:
-    """Headers for one send call on a socket of this family."""
+    """Headers for one turn of sending on a socket of this family."""
     try:
         return _idle[family].pop()
     except LookupError:
@@ -379,6 +379,6 @@ def take(family: int) -> Transmit:
 
 
 def put_back(transmit: Transmit) -> None:
-    """Give headers back after the call."""
+    """Give headers back after it."""
     transmit.release()
     _idle.setdefault(transmit.family, []).append(transmit)
