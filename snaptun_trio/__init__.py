@@ -10,6 +10,7 @@ from ._errors import (
     SendBatchError,
     SendFailure,
 )
+from ._incoming import IncomingChannel
 from ._kernel._abi import MAX_BATCH_SIZE
 from ._open import open_batch_pump
 from ._pool import PacketBufPool
@@ -29,6 +30,7 @@ __all__ = [
     "MAX_BATCH_SIZE",
     "Address",
     "BatchPump",
+    "IncomingChannel",
     "Packet",
     "PacketBatch",
     "PacketBufPool",

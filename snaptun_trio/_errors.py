@@ -75,6 +75,11 @@ class SendFailure:
     error: OSError
     """What the kernel said of them."""
 
+    @property
+    def datagrams(self) -> int:
+        """How many they are."""
+        return len(self.train)
+
 
 class SendBatchError(Exception):
     """Some datagrams of a flush can never be sent. All the others have been sent, or are queued.

@@ -219,7 +219,7 @@ class Flush:
             index, offset, begin = index + 1, 0, 0
         number = error.errno or 0
         self.failed[number] += datagrams
-        pending.submission.failed[number] += datagrams
+        pending.submission.fail(number, datagrams)
         self._queue.move_on(end, datagrams)
 
 

@@ -1,26 +1,26 @@
 # BatchPump: two tasks and bounded channels between a receiver and a sender.
 #
-# It knows the two channel interfaces and no socket, so anything that gives or takes batches can
-# stand at its ends. Backpressure is the channel's bound: a full one stops the receiving task, then
-# the kernel's buffer fills, then the kernel drops, visibly. What owns a socket is in `_open`.
+# Anything that gives or takes batches can stand at its ends; what a pump can do more with ends of
+# ours is in `_outlet`, and in the receiver's `_receive_more`. Backpressure is the channel's bound:
+# a full one stops the receiving task, then the kernel's buffer fills, then the kernel drops,
+# visibly. What owns a socket is in `_open`.
 
 from __future__ import annotations
 
 import contextlib
-import logging
-import math
+import inspect
 import time
 import typing
-from collections import Counter
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Generic, NamedTuple, final
+from typing import TYPE_CHECKING, Generic, final
 
 import trio
 
 from ._batch import PacketBatch
 from ._closing import Closing
-from ._errors import SendBatchError
 from ._groups import raise_single
+from ._incoming import IncomingChannel
+from ._outlet import outlet_of
 from ._receiver import UdpBatchReceiver
 from ._sender import UdpBatchSender
 from ._statistics import PumpStatistics
@@ -39,27 +39,14 @@ if TYPE_CHECKING:
 else:
     ReceiverT, SenderT = typing.TypeVar("ReceiverT"), typing.TypeVar("SenderT")
 
-logger = logging.getLogger("snaptun_trio")
-
-# A log line for the same errno at most so often; a dead target would fill the disk otherwise.
-_SECONDS_BETWEEN_LINES = 60.0
-
 # Few, because what is in flight between two tasks should fit the processor's cache, and a batch is
 # up to a megabyte.
 DEFAULT_CAPACITY = 2
-
 
 # How long one task may receive and send before it lets the others run, in seconds.
 _TURN = 0.0003
 
 _NOTHING = PacketBatch(())
-
-
-class Shortcut(NamedTuple):
-    """Two ends that can be asked to do something at once."""
-
-    receiver: UdpBatchReceiver
-    sender: UdpBatchSender
 
 
 @final
@@ -73,8 +60,10 @@ class BatchPump(Closing, Generic[ReceiverT, SenderT]):
     receiving task stops. Then the kernel's socket buffer fills, then the kernel drops, and that
     drop shows in `statistics`. Memory never grows.
 
-    Datagrams that the sending channel refuses for good (`SendBatchError`) do not end a pump: they
-    are counted, and logged to the logger ``snaptun_trio``, at most once a minute for each errno.
+    **The account**: datagrams received + added = sent + failed + discarded + waiting + taken, in
+    `statistics`, at any time. Datagrams that the sending channel refuses for good
+    (`SendBatchError`) do not end a pump: they are counted as failed, and logged to the logger
+    ``snaptun_trio``, at most once a minute for each errno.
 
     A pump runs once, in a nursery of the caller's: ``await nursery.start(pump.run)``.
 
@@ -82,7 +71,8 @@ class BatchPump(Closing, Generic[ReceiverT, SenderT]):
       receiver: where batches come from. The pump borrows it and does not close it.
       sender: where batches go to, borrowed as well.
       handler: a plain function that is called with each batch. It returns the batch to send, often
-        ``batch.to(address)``, or `None` for nothing. An exception of its ends the pump.
+        ``batch.to(address)``, or `None` for nothing. An exception of its ends the pump, and so does
+        anything else that it returns, with a `TypeError`.
       capacity: how many batches a channel holds, 1 or more.
 
     Raises:
@@ -104,34 +94,30 @@ class BatchPump(Closing, Generic[ReceiverT, SenderT]):
             raise TypeError(f"sender is a SendChannel of batches, not {sender!r:.80}")
         if handler is not None and not callable(handler):
             raise TypeError(f"handler is a plain function, not {handler!r:.80}")
+        if inspect.iscoroutinefunction(handler):
+            raise TypeError("handler is a plain function, not an async one: a pump cannot await it")
         check_int("capacity", capacity, 1, 2**31)
         self._receiver = receiver
         self._sender = sender
         self._handler = handler
         # The receiving task puts into ``_first``, the sending task takes from ``_last``.
-        self._first, self._incoming = trio.open_memory_channel[PacketBatch](capacity)
+        self._first, last = trio.open_memory_channel[PacketBatch](capacity)
+        self._outgoing = self._first
+        self._incoming = IncomingChannel(last, self._taken_by_program, self._discard_waiting)
         if handler is None:
-            self._outgoing, self._last = trio.open_memory_channel[PacketBatch](capacity)
-        else:
-            self._outgoing, self._last = self._first, self._incoming
+            self._outgoing, last = trio.open_memory_channel[PacketBatch](capacity)
+        self._last = last
         self._running = trio.CancelScope()
         self._receiving = trio.CancelScope()
         self._idle: trio.CancelScope | None = None  # the sending task's wait for something to do
         self._resting = False  # whether it waits, and nothing is on its way to it
-        self._shortcut = (
-            Shortcut(receiver, sender)
-            if handler is not None
-            and isinstance(receiver, UdpBatchReceiver)
-            and isinstance(sender, UdpBatchSender)
-            else None
-        )
         self._started = self._draining = False
         self._ended = trio.Event()
+        self._outlet = outlet_of(sender)
         self._batches_received = self._datagrams_received = 0
-        self._batches_sent = self._datagrams_sent = 0
+        self._datagrams_added = self._datagrams_taken = 0
+        self._waiting = 0  # datagrams on their way from the receiving task to whoever is next
         self._batches_discarded = self._datagrams_discarded = 0
-        self._failed: Counter[int] = Counter()
-        self._next_line: dict[int, float] = {}
 
     @property
     def receiver(self) -> ReceiverT:
@@ -144,10 +130,10 @@ class BatchPump(Closing, Generic[ReceiverT, SenderT]):
         return self._sender
 
     @property
-    def incoming(self) -> trio.MemoryReceiveChannel[PacketBatch]:
+    def incoming(self) -> IncomingChannel:
         """The received batches, for the application. It ends when the receiving side has ended.
 
-        Closing it tells the pump to stop receiving.
+        Closing it tells the pump to stop receiving; what waits in it is discarded, and counted.
 
         Raises:
           RuntimeError: the pump has a handler.
@@ -212,8 +198,8 @@ class BatchPump(Closing, Generic[ReceiverT, SenderT]):
                 except (trio.EndOfChannel, trio.ClosedResourceError):
                     return  # noqa: ASYNC910
                 answer = self._received(batch)
-                if self._shortcut is not None:
-                    answer = self._forward_at_once(self._shortcut, answer)
+                if self._handler is not None:
+                    answer = self._forward_at_once(answer)
                 if answer is not None and not await self._pass_on(answer):
                     return  # the application closed `incoming`  # noqa: ASYNC910
 
@@ -221,15 +207,32 @@ class BatchPump(Closing, Generic[ReceiverT, SenderT]):
         """Count a batch, and let the handler say what becomes of it."""
         self._batches_received += 1
         self._datagrams_received += len(batch)
-        if self._handler is None:
-            return batch
-        answer = None
-        try:
-            answer = self._handler(batch)
-        finally:
-            if answer is None:
-                self._discard(batch)
+        answer: PacketBatch | None = batch
+        if self._handler is not None:
+            answer = None
+            try:
+                answer = self._answer(self._handler, batch)
+            finally:
+                if not answer:
+                    self._discard(batch)
+        if not answer:
+            return None
+        more = len(answer) - len(batch)
+        if more > 0:
+            self._datagrams_added += more
+        elif more < 0:
+            self._datagrams_discarded -= more
+        self._waiting += len(answer)
         return answer
+
+    def _answer(self, handler: Handler, batch: PacketBatch) -> PacketBatch | None:
+        answer: object = handler(batch)
+        if answer is None or isinstance(answer, PacketBatch):
+            return answer
+        if inspect.iscoroutine(answer):
+            answer.close()  # or it would warn that nobody awaited it
+            raise TypeError("the handler is an async function: a pump cannot await it")
+        raise TypeError(f"a handler returns a PacketBatch or None, not {answer!r:.80}")
 
     async def _pass_on(self, batch: PacketBatch) -> bool:
         """Put a batch into the channel. Returns whether anybody still takes from it."""
@@ -242,18 +245,16 @@ class BatchPump(Closing, Generic[ReceiverT, SenderT]):
             try:
                 await self._first.send(batch)
             except BaseException as error:
-                self._discard(batch)
+                self._discard_waiting(batch)
                 if isinstance(error, trio.BrokenResourceError):
                     return False  # noqa: ASYNC910
                 raise
         except trio.BrokenResourceError:
-            self._discard(batch)
+            self._discard_waiting(batch)
             return False  # noqa: ASYNC910
         return True  # noqa: ASYNC910
 
-    def _forward_at_once(
-        self, shortcut: Shortcut, answer: PacketBatch | None
-    ) -> PacketBatch | None:
+    def _forward_at_once(self, answer: PacketBatch | None) -> PacketBatch | None:
         """Send without the other task, and receive and send more while it is our turn.
 
         While the sending task has nothing to do, a batch need not go through the channel: that is a
@@ -264,31 +265,24 @@ class BatchPump(Closing, Generic[ReceiverT, SenderT]):
         turn_ends = time.perf_counter() + _TURN
         while True:
             if answer is not None:
-                if not self._resting or not self._sent_at_once(shortcut.sender, answer):
+                if not self._resting or not self._sent_at_once(answer):
                     return answer
-                if not shortcut.sender.is_empty:
+                if self._outlet.waiting:
                     # The socket is full. The sending task waits for it, and sends the rest.
                     return _NOTHING
-            if time.perf_counter() >= turn_ends:
+            if time.perf_counter() >= turn_ends or not isinstance(self._receiver, UdpBatchReceiver):
                 return None
-            batch = shortcut.receiver._receive_more()
+            batch = self._receiver._receive_more()
             if batch is None:
                 return None
             answer = self._received(batch)
 
-    def _sent_at_once(self, sender: UdpBatchSender, batch: PacketBatch) -> bool:
-        try:
-            sender.send_nowait(batch)
-        except (trio.WouldBlock, trio.BusyResourceError):
-            return False
-        except SendBatchError as error:
-            self._sent(batch, error)
-        except BaseException:
-            self._discard(batch)
-            raise
-        else:
-            self._sent(batch)
-        return True
+    def _sent_at_once(self, batch: PacketBatch) -> bool:
+        self._waiting -= len(batch)  # now the outlet accounts for it
+        if self._outlet.send_at_once(batch):
+            return True
+        self._waiting += len(batch)
+        return False
 
     @trio.lowlevel.enable_ki_protection
     async def _send_all(self) -> None:
@@ -312,37 +306,27 @@ class BatchPump(Closing, Generic[ReceiverT, SenderT]):
                 self._resting = False
                 if self._idle.cancelled_caught:
                     continue
-            try:
-                await self._sender.send(batch)
-            except SendBatchError as error:
-                self._sent(batch, error)
-            except BaseException:
-                self._discard(batch)
-                raise
+            if self._handler is None:
+                self._datagrams_added += len(batch)
             else:
-                self._sent(batch)
+                self._waiting -= len(batch)
+            await self._outlet.send(batch)
 
-    def _sent(self, batch: PacketBatch, error: SendBatchError | None = None) -> None:
-        failed = 0
-        if error is not None:
-            for failure in error.failures:
-                failed += len(failure.train)
-                self._failed[failure.error.errno or 0] += len(failure.train)
-                self._log(failure.error)
-        if batch:
-            self._batches_sent += 1
-            self._datagrams_sent += len(batch) - failed
+    # -- the account
+
+    def _taken_by_program(self, batch: PacketBatch) -> None:
+        self._waiting -= len(batch)
+        self._datagrams_taken += len(batch)
 
     def _discard(self, batch: PacketBatch) -> None:
         self._batches_discarded += 1
         self._datagrams_discarded += len(batch)
 
-    def _log(self, error: OSError) -> None:
-        now = trio.current_time()
-        number = error.errno or 0
-        if now >= self._next_line.get(number, -math.inf):
-            self._next_line[number] = now + _SECONDS_BETWEEN_LINES
-            logger.warning("datagrams could not be sent: %s", error)
+    def _discard_waiting(self, batch: PacketBatch) -> None:
+        """Discard a batch that was on its way from the receiving task."""
+        self._waiting -= len(batch)
+        if batch:
+            self._discard(batch)
 
     async def drain(self) -> None:
         """Stop receiving, send what was put into `outgoing` already, and wait until `run` is over.
@@ -369,25 +353,35 @@ class BatchPump(Closing, Generic[ReceiverT, SenderT]):
     def _end(self) -> None:
         # What nobody will take any more must not vanish from the account. `incoming` the
         # application may still read to its end.
+        self._outlet.give_up()
         with contextlib.suppress(trio.WouldBlock, trio.EndOfChannel, trio.ClosedResourceError):
             while True:
-                self._discard(self._last.receive_nowait())
+                batch = self._last.receive_nowait()
+                if self._handler is None:
+                    self._datagrams_added += len(batch)
+                    self._discard(batch)
+                else:
+                    self._discard_waiting(batch)
         for end in (self._first, self._outgoing, self._last):
             end.close()
         self._ended.set()
 
     def statistics(self) -> PumpStatistics:
         """A snapshot of what the pump has moved, and of its two ends where they keep count."""
-        receiver, sender = self._receiver, self._sender
+        receiver, sender, outlet = self._receiver, self._sender, self._outlet
+        failed = outlet.failed
         return PumpStatistics(
             batches_received=self._batches_received,
             datagrams_received=self._datagrams_received,
-            batches_sent=self._batches_sent,
-            datagrams_sent=self._datagrams_sent,
-            batches_discarded=self._batches_discarded,
-            datagrams_discarded=self._datagrams_discarded,
-            datagrams_failed=self._failed.total(),
-            failures=MappingProxyType(dict(self._failed)),
+            datagrams_taken=self._datagrams_taken,
+            datagrams_added=self._datagrams_added,
+            batches_sent=outlet.batches_sent,
+            datagrams_sent=outlet.sent,
+            batches_discarded=self._batches_discarded + outlet.batches_discarded,
+            datagrams_discarded=self._datagrams_discarded + outlet.discarded,
+            datagrams_failed=failed.total(),
+            failures=MappingProxyType(dict(failed)),
+            datagrams_waiting=self._waiting + outlet.waiting,
             batches_incoming=self._first.statistics().current_buffer_used,
             batches_outgoing=self._outgoing.statistics().current_buffer_used,
             receiver=receiver.statistics() if isinstance(receiver, UdpBatchReceiver) else None,

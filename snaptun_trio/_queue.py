@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from itertools import groupby, repeat
 from typing import TYPE_CHECKING, cast
 
@@ -36,21 +36,22 @@ _JOIN_BELOW = 8192
 
 @attrs.define(eq=False)
 class Submission:
-    """What became of the datagrams that were submitted together, for whoever wants to know.
-
-    Always: ``submitted == sent + failed + discarded + waiting``.
-    """
+    """What became of the datagrams that were submitted together, for whoever wants to know."""
 
     submitted: int = 0
     sent: int = 0
-    failed: Counter[int] = attrs.Factory(Counter)
+    failed: dict[int, int] = attrs.Factory(dict)
     """By errno."""
     discarded: int = 0
 
     @property
     def waiting(self) -> int:
         """Datagrams that are neither sent nor given up."""
-        return self.submitted - self.sent - self.failed.total() - self.discarded
+        return self.submitted - self.sent - sum(self.failed.values()) - self.discarded
+
+    def fail(self, number: int, datagrams: int) -> None:
+        """Enter datagrams that the kernel refused for good."""
+        self.failed[number] = self.failed.get(number, 0) + datagrams
 
 
 @attrs.define(eq=False)
@@ -147,6 +148,16 @@ class SendQueue:
         self.datagrams -= pending.columns.datagrams
         self.submitted -= pending.columns.datagrams
         pending.submission.submitted = 0
+
+    def withdraw(self, submission: Submission) -> int:
+        """Drop what is left of a batch. Returns how many datagrams that were."""
+        dropped = submission.waiting
+        if dropped:
+            (pending,) = [one for one in self._pending if one.submission is submission]
+            self._pending.remove(pending)
+            self.datagrams -= dropped
+            submission.discarded += dropped
+        return dropped
 
     def first(self) -> PendingSend | None:
         """What is to be sent next; `None` where nothing is left."""

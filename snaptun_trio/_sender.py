@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import socket as stdlib_socket
 
     from ._batch import Columns, Target
+    from ._errors import SendFailure
     from ._train import Address, Packet
 
 
@@ -329,7 +330,15 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
                 await trio.lowlevel.checkpoint()
         return yielded  # noqa: ASYNC910
 
+    def _withdraw(self, submission: Submission) -> None:
+        """For the pump: discard what is left of a batch."""
+        self._discarded += self._queue.withdraw(submission)
+
+    def _take_failures(self) -> list[SendFailure]:
+        """What was refused for good and not reported yet."""
+        failures, self._flush.failures = self._flush.failures, []
+        return failures
+
     def _raise_failures(self) -> None:
         if self._flush.failures:
-            failures, self._flush.failures = self._flush.failures, []
-            raise SendBatchError(failures)
+            raise SendBatchError(self._take_failures())

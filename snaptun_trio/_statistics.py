@@ -7,6 +7,8 @@
 #     sender:    datagrams_submitted == datagrams_sent + datagrams_failed + datagrams_queued
 #                                       + datagrams_discarded
 #     receiver:  datagrams_received == datagrams_delivered + datagrams_held
+#     pump:      datagrams_received + datagrams_added == datagrams_sent + datagrams_failed
+#                                       + datagrams_discarded + datagrams_waiting + datagrams_taken
 # with the datagrams of a train that arrived cut among the received ones only as far as they came
 # in, and the rest in `datagrams_lost_to_truncation`.
 
@@ -119,19 +121,27 @@ class PumpStatistics:
     """Batches that the receiving channel gave."""
     datagrams_received: int
     """Datagrams in them."""
+    datagrams_taken: int
+    """Datagrams that the application took from ``incoming``."""
+    datagrams_added: int
+    """Datagrams that the application sent through ``outgoing``, or with which a handler answered
+    beyond those that it was given."""
     batches_sent: int
-    """Batches that were given to the sending channel, those with failures included."""
+    """Batches that were sent to the end, those with failures included."""
     datagrams_sent: int
-    """Datagrams in them, without those that failed."""
+    """Datagrams that the sending channel took, and did not refuse."""
     batches_discarded: int
-    """Batches that a handler answered with `None`, or that were under way when the pump was
-    cancelled or closed."""
+    """Batches that a handler answered with `None` or with nothing, that waited in ``incoming`` when
+    it was closed, or that waited or were under way when the pump ended."""
     datagrams_discarded: int
-    """Datagrams in them."""
+    """Datagrams in them that were not sent, and those that a handler left out of its answers."""
     datagrams_failed: int
     """Datagrams that the sending channel refused for good."""
     failures: Mapping[int, int]
     """``datagrams_failed`` by errno."""
+    datagrams_waiting: int
+    """Datagrams that wait in the pump: for the application, or to be sent. What the application put
+    into ``outgoing`` counts from when the sending task takes it."""
     batches_incoming: int
     """Batches that wait for the application, or for the sending task where there is a handler."""
     batches_outgoing: int

@@ -338,6 +338,8 @@ async def test_f20_with_ip_recverr_a_dead_peer_costs_a_live_one_nothing(gso: boo
             trains += PacketTrain.pack(dead.write_many(3), nobody)
             trains += PacketTrain.pack(live.write_many(3), into.getsockname())
         await sender.send(PacketBatch(trains))
+        # In the middle of a batch the kernel may say such an error to nobody.
+        before = sender.statistics().asynchronous_errors.get(errno.ECONNREFUSED, 0)
         for _ in range(100):
             sender.try_queue_packet(dead.write(), nobody)
             await sender.flush()
@@ -348,7 +350,7 @@ async def test_f20_with_ip_recverr_a_dead_peer_costs_a_live_one_nothing(gso: boo
         counters = sender.statistics()
         laws.sender_adds_up(counters)
         assert counters.datagrams_sent == live.account().written + dead.account().written
-        assert counters.asynchronous_errors[errno.ECONNREFUSED] == 100
+        assert counters.asynchronous_errors[errno.ECONNREFUSED] - before == 100
 
 
 async def test_f20_several_errors_about_earlier_datagrams_in_a_row_refuse_nothing(

@@ -1,0 +1,196 @@
+# Where a pump's batches leave, and what became of every datagram of them.
+#
+# A sending channel of any kind is asked to send, and tells by an exception what it refused. A
+# sender of ours can do more: send at once where nothing is in the way, and tell of each batch
+# apart from whatever else goes through it. The law, at any time:
+#
+#     given == sent + failed + discarded + waiting
+#
+# This file must not know tasks, channels between them, or where batches come from.
+
+from __future__ import annotations
+
+import logging
+import math
+from abc import ABC, abstractmethod
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import trio
+
+from ._errors import SendBatchError
+from ._queue import Submission
+from ._sender import UdpBatchSender
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ._batch import PacketBatch
+    from ._errors import SendFailure
+
+logger = logging.getLogger("snaptun_trio")
+
+# A log line for the same errno at most so often; a dead target would fill the disk otherwise.
+_SECONDS_BETWEEN_LINES = 60.0
+
+
+class Outlet(ABC):
+    """Sends batches, and keeps the account of them.
+
+    Attributes:
+      batches_sent, batches_discarded: batches of which everything was sent or refused, and others.
+    """
+
+    def __init__(self) -> None:
+        self.batches_sent = self.batches_discarded = 0
+        self._sent = self._discarded = 0
+        self._failed: Counter[int] = Counter()
+        self._under_way: list[tuple[PacketBatch, Submission]] = []
+        self._next_line: dict[int, float] = {}
+
+    @property
+    def sent(self) -> int:
+        """Datagrams that the channel took."""
+        return self._sent + sum(submission.sent for _, submission in self._under_way)
+
+    @property
+    def discarded(self) -> int:
+        """Datagrams that were given up, because the pump or its sender ended."""
+        return self._discarded + sum(submission.discarded for _, submission in self._under_way)
+
+    @property
+    def failed(self) -> Counter[int]:
+        """Datagrams that the channel refused for good, by errno."""
+        failed = self._failed.copy()
+        for _, submission in self._under_way:
+            failed.update(submission.failed)
+        return failed
+
+    @property
+    def waiting(self) -> int:
+        """Datagrams that are being sent."""
+        return sum(_waiting(batch, submission) for batch, submission in self._under_way)
+
+    async def send(self, batch: PacketBatch) -> None:
+        """Send a batch, and all that is still under way, waiting as often as need be.
+
+        Raises:
+          Exception: the channel's, but for datagrams that it refused. The batch is given up then.
+        """
+        submission = Submission()
+        self._under_way.append((batch, submission))
+        try:
+            await self._send(batch, submission)
+        except BaseException:
+            self.give_up()
+            raise
+        self._settle()
+
+    @abstractmethod
+    async def _send(self, batch: PacketBatch, submission: Submission) -> None:
+        """Send a batch, and enter into ``submission`` what becomes of it."""
+
+    def send_at_once(self, batch: PacketBatch) -> bool:
+        """Send a batch without waiting, if that can be done. Returns whether it was taken.
+
+        What the socket does not take is still under way then; `send` sends it, also with a batch
+        of nothing.
+        """
+        return False
+
+    def give_up(self) -> None:
+        """Discard what is under way."""
+        self._settle()
+
+    def discard(self, batch: PacketBatch) -> None:
+        """Enter a batch that was given and will never be sent."""
+        self.batches_discarded += 1
+        self._discarded += len(batch)
+
+    def _settle(self) -> None:
+        """Close the account of what was under way. What was neither sent nor refused is lost."""
+        under_way, self._under_way = self._under_way, []
+        for batch, submission in under_way:
+            lost = _waiting(batch, submission) + submission.discarded
+            self._sent += submission.sent
+            if submission.failed:
+                self._failed.update(submission.failed)
+            self._discarded += lost
+            if lost:
+                self.batches_discarded += 1
+            elif batch:
+                self.batches_sent += 1
+
+    def _log(self, failures: Iterable[SendFailure]) -> None:
+        now = trio.current_time()
+        for failure in failures:
+            number = failure.error.errno or 0
+            if now >= self._next_line.get(number, -math.inf):
+                self._next_line[number] = now + _SECONDS_BETWEEN_LINES
+                logger.warning("datagrams could not be sent: %s", failure.error)
+
+
+def _waiting(batch: PacketBatch, submission: Submission) -> int:
+    """The datagrams of a batch that are neither sent nor given up, accepted already or not."""
+    return len(batch) - submission.submitted + submission.waiting
+
+
+class ChannelOutlet(Outlet):
+    """Any channel that takes batches."""
+
+    def __init__(self, channel: trio.abc.SendChannel[PacketBatch]) -> None:
+        super().__init__()
+        self._channel = channel
+
+    async def _send(self, batch: PacketBatch, submission: Submission) -> None:
+        try:
+            await self._channel.send(batch)
+        except SendBatchError as error:
+            for failure in error.failures:
+                # It may also name datagrams that others gave it.
+                most = _waiting(batch, submission)
+                submission.fail(failure.error.errno or 0, min(failure.datagrams, most))
+            self._log(error.failures)
+        submission.sent = _waiting(batch, submission)
+
+
+class SenderOutlet(Outlet):
+    """A sender of ours, which others may use as well."""
+
+    def __init__(self, sender: UdpBatchSender) -> None:
+        super().__init__()
+        self._sender = sender
+
+    async def _send(self, batch: PacketBatch, submission: Submission) -> None:
+        await self._sender._send(batch, submission)
+
+    def send_at_once(self, batch: PacketBatch) -> bool:
+        submission = Submission()
+        try:
+            self._sender._send_nowait(batch, submission)
+        except (trio.WouldBlock, trio.BusyResourceError):
+            return False
+        except BaseException:
+            self._under_way.append((batch, submission))
+            self.give_up()
+            raise
+        self._under_way.append((batch, submission))
+        if self._sender.is_empty:
+            self._settle()
+        return True
+
+    def give_up(self) -> None:
+        for _, submission in self._under_way:
+            self._sender._withdraw(submission)
+        super().give_up()
+
+    def _settle(self) -> None:
+        super()._settle()
+        # Each is in the account already; those of packets that the program queued in the sender
+        # itself are in the sender's.
+        self._log(self._sender._take_failures())
+
+
+def outlet_of(channel: trio.abc.SendChannel[PacketBatch]) -> Outlet:
+    """The outlet for a channel."""
+    return SenderOutlet(channel) if isinstance(channel, UdpBatchSender) else ChannelOutlet(channel)
