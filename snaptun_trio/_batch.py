@@ -13,6 +13,7 @@ from itertools import chain, repeat
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias, final
 
+from ._brief import type_names
 from ._coalesce import datagram_count, split
 from ._train import Address, PacketTrain, make_train
 
@@ -234,7 +235,7 @@ class PacketBatch:
       trains: the trains, in the order in which they are to be sent.
 
     Raises:
-      TypeError: one of them is not a `PacketTrain`.
+      TypeError: one of them is not a `PacketTrain`, or there is only one instead of several.
     """
 
     __slots__ = ("_columns", "_target", "_trains")
@@ -244,9 +245,12 @@ class PacketBatch:
     _trains: tuple[PacketTrain, ...] | None
 
     def __init__(self, trains: Iterable[PacketTrain]) -> None:
+        if isinstance(trains, PacketTrain):  # whose items are its packets
+            raise TypeError("trains is an iterable of PacketTrains, not one PacketTrain")
         kept = tuple(trains)
         if not set(map(type, kept)) <= {PacketTrain}:
-            raise TypeError(f"a batch is made of PacketTrains, not of {set(map(type, kept))}")
+            others = type_names(one for one in kept if type(one) is not PacketTrain)
+            raise TypeError(f"a batch is made of PacketTrains, not of {others}")
         self._columns = TrainColumns.of(kept)
         self._target = KEEP
         self._trains = kept

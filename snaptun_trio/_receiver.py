@@ -17,6 +17,7 @@ from ._gate import Gate
 from ._kernel import _errnos, _options, pick_backend
 from ._kernel._abi import MAX_BATCH_SIZE
 from ._kernel._slab import PACKED_SIZE
+from ._plain import check_plain, check_result
 from ._pool import GRO_BUFFER_SIZE, PacketBufPool
 from ._statistics import ReceiverStatistics
 from ._train import PacketTrain, check_int, make_train
@@ -183,14 +184,18 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch]):
           handler: a plain function; what it returns is ignored.
 
         Raises:
+          TypeError: the handler is none, or async.
           trio.ClosedResourceError, trio.BusyResourceError, OSError: see `receive`.
         """
+        check_plain("handler", handler)
         batch = await self.receive()
         called = 0
         try:
             for packet, address in batch:
                 called += 1
-                handler(packet, address)
+                result = handler(packet, address)
+                if result is not None:
+                    check_result("handler", result)
         except BaseException:
             if called < len(batch):
                 self._held = _rest(batch, called)

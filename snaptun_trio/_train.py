@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias, final
 
 import attrs
 
+from ._brief import brief
 from ._coalesce import (
     MAX_PAYLOAD_IPV6,
     MAX_TRAIN_IPV4,
@@ -35,7 +36,10 @@ def flat_view(data: Packet) -> memoryview:
     Raises:
       TypeError: ``data`` is not bytes-like, or not contiguous.
     """
-    view = memoryview(data)
+    try:
+        view = memoryview(data)
+    except TypeError:
+        raise TypeError(f"a packet is a bytes-like object, not {brief(data)}") from None
     if not view.c_contiguous:
         raise TypeError("a packet must be contiguous in memory")
     return view.cast("B") if view.format != "B" or view.ndim != 1 else view
@@ -51,9 +55,9 @@ def check_int(name: str, value: int, least: int, most: int) -> None:
       ValueError: it is out of its range.
     """
     if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} is an int, not {value!r:.60}")
+        raise TypeError(f"{name} is an int, not {brief(value)}")
     if not least <= value <= most:
-        raise ValueError(f"{name} is out of range: {value!r:.60} is not {least} to {most}")
+        raise ValueError(f"{name} is out of range: {brief(value)} is not {least} to {most}")
 
 
 def check_address(address: Address | None) -> None:
@@ -67,10 +71,11 @@ def check_address(address: Address | None) -> None:
         return
     if not (isinstance(address, tuple) and len(address) in (2, 4)):
         raise TypeError(
-            f"an address is (host, port) or (host, port, flowinfo, scope_id), not {address!r:.120}"
+            "an address is (host, port) or (host, port, flowinfo, scope_id), "
+            f"not {brief(address, 120)}"
         )
     if not isinstance(address[0], str):
-        raise TypeError(f"the host of an address is a str, not {address[0]!r:.60}")
+        raise TypeError(f"the host of an address is a str, not {brief(address[0])}")
     for name, number, most in zip(
         ("port", "flowinfo", "scope_id"), address[1:], (0xFFFF, 0xFFFFF, 0xFFFFFFFF)
     ):
@@ -129,13 +134,13 @@ class PacketTrain:
                 raise TypeError("a train's memoryview must be read-only: data.toreadonly()")
             data = flat_view(data)
         elif not isinstance(data, bytes):
-            raise TypeError(f"a train's data is bytes or a read-only memoryview, not {data!r:.60}")
+            raise TypeError(f"a train's data is bytes or a read-only memoryview, not {brief(data)}")
         check_int("segment_size", segment_size, 1 if len(data) else 0, 0xFFFF)
         check_address(address)
         if ecn is not None:
             check_int("ecn", ecn, 0, 3)
         if local_address is not None and not isinstance(local_address, str):
-            raise TypeError(f"local_address is a numeric host, not {local_address!r}")
+            raise TypeError(f"local_address is a numeric host, not {brief(local_address)}")
         if interface_index is not None:
             check_int("interface_index", interface_index, 1, 2**31 - 1)
         if timestamp_ns is not None:
@@ -171,10 +176,13 @@ class PacketTrain:
         65 493 bytes (65 473 to an IPv6 address). A zero-length packet goes alone.
 
         Raises:
-          TypeError: a packet is not bytes-like, or the address is none.
+          TypeError: a packet is not bytes-like, there is only one instead of several, or the
+            address is none.
           ValueError: a packet is over 65 527 bytes, which no UDP datagram can hold.
         """
         check_address(address)
+        if isinstance(packets, bytes | bytearray | memoryview | str):  # their items are no packets
+            raise TypeError(f"packets is an iterable of packets, not one packet: {brief(packets)}")
         payloads = [p if isinstance(p, bytes) else bytes(flat_view(p)) for p in packets]
         sizes = list(map(len, payloads))
         if max(sizes, default=0) > MAX_PAYLOAD_IPV6:

@@ -96,7 +96,7 @@ def test_addresses_of_unknown_families_are_errors_and_no_crash(
 ) -> None:
     sender = UdpBatchSender(udp())
     for target in (("::1", 9), ("fe80::1", 9, 0, 2), ("\ud800", 9), ("", 9)):
-        with pytest.raises(ValueError, match="numeric"):
+        with pytest.raises(ValueError, match=r"numeric|is an IPv6 address"):
             sender.try_queue_packet(b"x", target)
     assert sender.is_empty
 

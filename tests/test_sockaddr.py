@@ -98,7 +98,7 @@ def test_which_names_lead_over_ipv4() -> None:
 def test_what_is_no_numeric_address_of_the_family_is_a_value_error(
     address: Address, family: int
 ) -> None:
-    with pytest.raises(ValueError, match=r"numeric|range|supported"):
+    with pytest.raises(ValueError, match=r"numeric|IPv6 address|scope|range|supported"):
         _sockaddr.encode(address, family)
 
 

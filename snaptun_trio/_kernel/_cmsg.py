@@ -116,13 +116,13 @@ def encode(
         index = interface_index or 0
         if ipv4:
             host = (local_address or "0.0.0.0").removeprefix("::ffff:")
-            packed = _sockaddr.numeric(host, socket.AF_INET)
+            packed = _sockaddr.numeric(host, socket.AF_INET, "peer")
             # The source goes into ipi_spec_dst; ipi_addr is for reception only (ip(7)).
             messages.append(
                 (_abi.SOL_IP, _abi.IP_PKTINFO, _IN_PKTINFO.pack(index, packed, bytes(4)))
             )
         else:
-            packed = _sockaddr.numeric(local_address or "::", socket.AF_INET6)
+            packed = _sockaddr.numeric(local_address or "::", socket.AF_INET6, "peer")
             messages.append((_abi.SOL_IPV6, _abi.IPV6_PKTINFO, _IN6_PKTINFO.pack(packed, index)))
     return tuple(messages)
 

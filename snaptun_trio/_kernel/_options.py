@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from .._brief import brief
 from . import _abi, _sockaddr
 
 if TYPE_CHECKING:
@@ -31,11 +32,11 @@ def check_socket(sock: object) -> Socket:
       ValueError: it is not a UDP socket of IPv4 or IPv6, it is closed, or it would block.
     """
     if not isinstance(sock, trio.socket.SocketType | socket.socket):
-        raise TypeError(f"a trio or standard library socket is needed, not {sock!r:.80}")
+        raise TypeError(f"a trio or standard library socket is needed, not {brief(sock, 80)}")
     if sock.fileno() < 0:
         raise ValueError("the socket is closed")
     if sock.type != socket.SOCK_DGRAM or sock.family not in (socket.AF_INET, socket.AF_INET6):
-        raise ValueError(f"a UDP socket of IPv4 or IPv6 is needed, not {sock!r:.120}")
+        raise ValueError(f"a UDP socket of IPv4 or IPv6 is needed, not {brief(sock, 120)}")
     if isinstance(sock, socket.socket) and sock.gettimeout() != 0:
         raise ValueError("the socket must not block: sock.setblocking(False)")
     return sock

@@ -12,6 +12,7 @@ import weakref
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
+from .._brief import brief
 from .._train import check_address
 from ._abi import NAME_SIZE
 
@@ -132,19 +133,39 @@ def is_ipv4(raw: bytes) -> bool:
     return int.from_bytes(raw[:2], _BYTE_ORDER) == AF_INET or raw[8:20] == _MAPPED
 
 
-def numeric(host: str, family: socket.AddressFamily) -> bytes:
+def numeric(host: str, family: socket.AddressFamily, whose: str = "socket") -> bytes:
     """The bytes of a numeric host.
+
+    Args:
+      host: the numeric host, of a program.
+      family: the only family that is right here.
+      whose: what asks for that family, for the message.
 
     Raises:
       ValueError: it is not one of this family.
     """
+    packed = _pton(host, family)
+    if packed is not None:
+        return packed
+    needed, other, version = (
+        ("IPv4", socket.AF_INET6, "IPv6")
+        if family == socket.AF_INET
+        else ("IPv6", socket.AF_INET, "IPv4")
+    )
+    if _pton(host, other) is not None:
+        reason = f"is an {version} address, and the {whose} is of {needed}"
+    elif _pton(host.partition("%")[0], socket.AF_INET6) is not None:
+        reason = "has a scope in it: it is the fourth element of an IPv6 address, a number"
+    else:
+        reason = "is not a numeric IP host; names are not resolved on the data path"
+    raise ValueError(f"{brief(host)} {reason}")
+
+
+def _pton(host: str, family: socket.AddressFamily) -> bytes | None:
     try:
         return socket.inet_pton(family, host)
-    except (OSError, ValueError):
-        version = "IPv4" if family == socket.AF_INET else "IPv6"
-        raise ValueError(
-            f"{host!r} is not a numeric {version} host; names are not resolved on the data path"
-        ) from None
+    except (OSError, ValueError):  # ValueError: not a host at all, but something with a NUL in it
+        return None
 
 
 _BYTE_ORDER: Literal["little", "big"] = sys.byteorder
