@@ -39,6 +39,12 @@ nitpick_ignore = [
         for module in ("", "snaptun_trio._pump.")
         for name in ("ReceiverT", "SenderT")
     ),
+    *(
+        ("py:class", f"{module}{name}_co")
+        for module in ("", "snaptun_trio._train.", "snaptun_trio._statistics.")
+        for name in ("AddressT", "ReceiverStatisticsT", "SenderStatisticsT")
+    ),
+    ("py:class", "snaptun_trio._batch.PacketBatch"),  # the base class of the receiver, in brackets
 ]
 html_theme = "furo"
 html_title = f"snaptun_trio {release}"
@@ -99,12 +105,25 @@ def readable_signature(
     def written_out(part: str | None) -> str | None:
         if part is None:
             return None
+        part = re.sub(r"\[(AddressT_co|(~?(typing\.)?Any(, )?)+)\]", "", part)
+        part = re.sub(r"\b(\w+Statistics)T_co\b", r"\1 | None", part)
         part = part.replace("stdlib_socket.socket", "socket.socket")
         part = part.replace("tuple[str, int] | tuple[str, int, int, int]", "Address")
         part = part.replace("AsyncIterator[BatchPump]", "BatchPump")
         return re.sub(r"\bHandler\b", "Callable[[PacketBatch], PacketBatch | None]", part)
 
     return tuple(written_out(part) for part in parts)
+
+
+def write_out_type_variables() -> None:
+    """Give the attributes of generic classes the widest type that they can have."""
+    snaptun_trio.PacketTrain.__annotations__["address"] = "Address | None"
+    for end in ("Receiver", "Sender"):
+        annotations = snaptun_trio.PumpStatistics.__annotations__
+        annotations[end.lower()] = f"{end}Statistics | None"
+    trains = snaptun_trio.PacketBatch.trains
+    assert isinstance(trains, property)
+    trains.fget.__annotations__["return"] = "tuple[PacketTrain, ...]"
 
 
 def find_attribute_docstrings() -> None:
@@ -118,12 +137,14 @@ def find_attribute_docstrings() -> None:
     for module in sorted(name for name in sys.modules if name.startswith("snaptun_trio._")):
         private = ModuleAnalyzer.for_module(module)
         private.analyze()
+        private.overloads.clear()  # a reader wants the signature that covers them all
         package.attr_docs.update(private.attr_docs)
         package.tagorder.update(private.tagorder)
 
 
 def setup(app: Sphinx) -> None:
     find_attribute_docstrings()
+    write_out_type_variables()
     app.connect("autodoc-process-docstring", before_napoleon, priority=400)
     app.connect("autodoc-process-docstring", after_napoleon, priority=600)
     app.connect("autodoc-process-signature", readable_signature)

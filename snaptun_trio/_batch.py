@@ -11,11 +11,21 @@ from __future__ import annotations
 import enum
 from itertools import chain, repeat
 from operator import attrgetter
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias, final
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Final,
+    Generic,
+    NamedTuple,
+    Protocol,
+    TypeAlias,
+    final,
+    overload,
+)
 
 from ._brief import type_names
 from ._coalesce import datagram_count, split
-from ._train import Address, PacketTrain, make_train
+from ._train import Address, AddressT_co, PacketTrain, make_train
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -222,7 +232,7 @@ class TrainColumns:
 
 
 @final
-class PacketBatch:
+class PacketBatch(Generic[AddressT_co]):
     """All the trains of one receive call, or any trains that are to be sent together. Immutable.
 
     ``len(batch)`` is the number of datagrams. Iterating yields ``(packet, address)`` pairs, each
@@ -242,9 +252,9 @@ class PacketBatch:
 
     _columns: Columns
     _target: Target
-    _trains: tuple[PacketTrain, ...] | None
+    _trains: tuple[PacketTrain[AddressT_co], ...] | None
 
-    def __init__(self, trains: Iterable[PacketTrain]) -> None:
+    def __init__(self, trains: Iterable[PacketTrain[AddressT_co]]) -> None:
         if isinstance(trains, PacketTrain):  # whose items are its packets
             raise TypeError("trains is an iterable of PacketTrains, not one PacketTrain")
         kept = tuple(trains)
@@ -256,10 +266,10 @@ class PacketBatch:
         self._trains = kept
 
     @property
-    def trains(self) -> tuple[PacketTrain, ...]:
+    def trains(self) -> tuple[PacketTrain[AddressT_co], ...]:
         """The trains, made when first asked for."""
         if self._trains is None:
-            trains = self._columns.seen_trains()
+            trains: tuple[PacketTrain[Any], ...] = self._columns.seen_trains()
             if self._target is not KEEP:
                 trains = tuple([train.to(self._target) for train in trains])
             self._trains = trains
@@ -271,10 +281,11 @@ class PacketBatch:
     def __bool__(self) -> bool:
         return self._columns.count > 0
 
-    def __iter__(self) -> Iterator[tuple[bytes, Address | None]]:
-        if self._target is KEEP:
-            return self._columns.packets()
-        target = self._target
+    def __iter__(self) -> Iterator[tuple[bytes, AddressT_co]]:
+        target: Any = self._target
+        if target is KEEP:
+            packets: Iterator[tuple[bytes, Any]] = self._columns.packets()
+            return packets
         return ((packet, target) for packet, _ in self._columns.packets())
 
     def __repr__(self) -> str:
@@ -291,7 +302,11 @@ class PacketBatch:
         losses = self._columns.losses
         return losses.truncated if losses else 0
 
-    def to(self, address: Address | None) -> PacketBatch:
+    @overload
+    def to(self, address: Address) -> PacketBatch[Address]: ...
+    @overload
+    def to(self, address: Address | None) -> PacketBatch: ...
+    def to(self, address: Address | None) -> PacketBatch[Any]:
         """The whole batch for another peer, at no cost: nothing is copied, no train is made.
 
         What `PacketTrain.to` keeps and drops holds for each train. `None` is the connected peer.
@@ -299,9 +314,9 @@ class PacketBatch:
         return batch_of(self._columns, address)
 
 
-def batch_of(columns: Columns, target: Target = KEEP) -> PacketBatch:
+def batch_of(columns: Columns, target: Target = KEEP) -> PacketBatch[Any]:
     """A batch over columns that exist already."""
-    batch = PacketBatch.__new__(PacketBatch)
+    batch: PacketBatch[Any] = PacketBatch.__new__(PacketBatch)
     batch._columns = columns
     batch._target = target
     batch._trains = None

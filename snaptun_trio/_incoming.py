@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, final
 
 import trio
 
-from ._batch import PacketBatch
 from ._closing import Closing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ._batch import PacketBatch
+    from ._train import Address
+
 
 @final
-class IncomingChannel(Closing, trio.abc.ReceiveChannel[PacketBatch]):
+class IncomingChannel(Closing, trio.abc.ReceiveChannel["PacketBatch[Address]"]):
     """The batches that a `BatchPump` received, for the application.
 
     It behaves like a `trio.MemoryReceiveChannel`. ``async for batch in pump.incoming`` goes on
@@ -27,7 +29,7 @@ class IncomingChannel(Closing, trio.abc.ReceiveChannel[PacketBatch]):
 
     def __init__(
         self,
-        channel: trio.MemoryReceiveChannel[PacketBatch],
+        channel: trio.MemoryReceiveChannel[PacketBatch[Address]],
         taken: Callable[[PacketBatch], None],
         discarded: Callable[[PacketBatch], None],
     ) -> None:
@@ -36,7 +38,7 @@ class IncomingChannel(Closing, trio.abc.ReceiveChannel[PacketBatch]):
         self._discarded = discarded
 
     @trio.lowlevel.enable_ki_protection
-    async def receive(self) -> PacketBatch:
+    async def receive(self) -> PacketBatch[Address]:
         """Take the next batch, waiting for it if need be. A cancelled call has taken nothing.
 
         Raises:
@@ -48,7 +50,7 @@ class IncomingChannel(Closing, trio.abc.ReceiveChannel[PacketBatch]):
         return batch
 
     @trio.lowlevel.enable_ki_protection
-    def receive_nowait(self) -> PacketBatch:
+    def receive_nowait(self) -> PacketBatch[Address]:
         """Take the next batch, without waiting.
 
         Raises:

@@ -12,7 +12,7 @@ import inspect
 import time
 import typing
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Generic, final
+from typing import TYPE_CHECKING, Any, Generic, final, overload
 
 import trio
 
@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 
     from typing_extensions import TypeVar  # for the defaults: PEP 696, in typing from 3.13 on
 
-    Handler = Callable[[PacketBatch], PacketBatch | None]
+    from ._statistics import ReceiverStatistics, SenderStatistics
+    from ._train import Address
+
+    Handler = Callable[[PacketBatch[Address]], PacketBatch | None]
     Receiving = trio.abc.ReceiveChannel[PacketBatch]
     Sending = trio.abc.SendChannel[PacketBatch]
     ReceiverT = TypeVar("ReceiverT", bound=Receiving, default=UdpBatchReceiver, covariant=True)
@@ -101,7 +104,7 @@ class BatchPump(Closing, Generic[ReceiverT, SenderT]):
         self._sender = sender
         self._handler = handler
         # The receiving task puts into ``_first``, the sending task takes from ``_last``.
-        self._first, last = trio.open_memory_channel[PacketBatch](capacity)
+        self._first, last = trio.open_memory_channel[PacketBatch[Any]](capacity)
         self._outgoing = self._first
         self._incoming = IncomingChannel(last, self._taken_by_program, self._discard_waiting)
         if handler is None:
@@ -203,7 +206,7 @@ class BatchPump(Closing, Generic[ReceiverT, SenderT]):
                 if answer is not None and not await self._pass_on(answer):
                     return  # the application closed `incoming`  # noqa: ASYNC910
 
-    def _received(self, batch: PacketBatch) -> PacketBatch | None:
+    def _received(self, batch: PacketBatch[Any]) -> PacketBatch | None:
         """Count a batch, and let the handler say what becomes of it."""
         self._batches_received += 1
         self._datagrams_received += len(batch)
@@ -225,7 +228,7 @@ class BatchPump(Closing, Generic[ReceiverT, SenderT]):
         self._waiting += len(answer)
         return answer
 
-    def _answer(self, handler: Handler, batch: PacketBatch) -> PacketBatch | None:
+    def _answer(self, handler: Handler, batch: PacketBatch[Any]) -> PacketBatch | None:
         answer: object = handler(batch)
         if answer is None or isinstance(answer, PacketBatch):
             return answer
@@ -366,7 +369,19 @@ class BatchPump(Closing, Generic[ReceiverT, SenderT]):
             end.close()
         self._ended.set()
 
-    def statistics(self) -> PumpStatistics:
+    @overload
+    def statistics(self: BatchPump) -> PumpStatistics[ReceiverStatistics, SenderStatistics]: ...
+    @overload
+    def statistics(  # type: ignore[overload-overlap]  # what is both is the first one
+        self: BatchPump[UdpBatchReceiver, Sending],
+    ) -> PumpStatistics[ReceiverStatistics]: ...
+    @overload
+    def statistics(
+        self: BatchPump[Receiving, UdpBatchSender],
+    ) -> PumpStatistics[ReceiverStatistics | None, SenderStatistics]: ...
+    @overload
+    def statistics(self) -> PumpStatistics: ...
+    def statistics(self) -> PumpStatistics[Any, Any]:
         """A snapshot of what the pump has moved, and of its two ends where they keep count."""
         receiver, sender, outlet = self._receiver, self._sender, self._outlet
         failed = outlet.failed

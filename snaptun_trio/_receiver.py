@@ -20,14 +20,13 @@ from ._kernel._slab import PACKED_SIZE
 from ._plain import check_plain, check_result
 from ._pool import GRO_BUFFER_SIZE, PacketBufPool
 from ._statistics import ReceiverStatistics
-from ._train import PacketTrain, check_int, make_train
+from ._train import Address, PacketTrain, check_int, make_train
 
 if TYPE_CHECKING:
     import socket as stdlib_socket
     from collections.abc import Callable
 
     from ._batch import Columns
-    from ._train import Address
 
 # How many bytes a call is offered, more or less. Two things pull at it: a call costs 15 to 20 us of
 # Python, and what it brings should still be in the processor's second-level cache when it is sent
@@ -45,7 +44,7 @@ _MOST_ERRORS = 64
 
 
 @final
-class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch]):
+class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch[Address]]):
     """Receives UDP datagrams in batches: everything that is queued, with one system call.
 
     The receiver is created once for a socket and reused. It borrows the socket and never closes
@@ -107,7 +106,7 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch]):
         self._slots = min(_FIRST_SLOTS, batch_size)  # what the next call is offered
         self._filled = False  # whether the last call took all that it was offered
         self._expected_size = 0  # of the single datagrams that keep coming, in bytes
-        self._held: PacketBatch | None = None
+        self._held: PacketBatch[Address] | None = None
         self._drops_before = _options.kernel_drops(self._socket)
         self._drops: int | None = None
         self._calls = self._trains = self._datagrams = self._bytes = 0
@@ -125,7 +124,7 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch]):
         return self._batch_size
 
     @trio.lowlevel.enable_ki_protection
-    async def receive(self) -> PacketBatch:
+    async def receive(self) -> PacketBatch[Address]:
         """Receive everything that is queued, at least one datagram, waiting for it if need be.
 
         A cancelled receive has received nothing: no datagram is ever lost to it.
@@ -148,7 +147,7 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch]):
             return batch
 
     @trio.lowlevel.enable_ki_protection
-    def receive_nowait(self) -> PacketBatch:
+    def receive_nowait(self) -> PacketBatch[Address]:
         """Receive everything that is queued, without waiting.
 
         Raises:
@@ -161,7 +160,7 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch]):
             raise trio.WouldBlock
         return batch
 
-    def _receive_more(self) -> PacketBatch | None:
+    def _receive_more(self) -> PacketBatch[Address] | None:
         """For the pump: what is left after a call that filled all that it was offered.
 
         `None` where the last call left nothing, so that no system call is made only to hear that.
@@ -173,7 +172,7 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch]):
         except trio.ClosedResourceError:
             return None  # the next `receive` says so
 
-    async def recv_batch(self, handler: Callable[[bytes, Address | None], object]) -> None:
+    async def recv_batch(self, handler: Callable[[bytes, Address], object]) -> None:
         """Receive once, and call ``handler(packet, address)`` for each datagram, in order.
 
         If the handler raises, the exception goes up unchanged. The datagram it was called with
@@ -239,7 +238,7 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch]):
             if drops is not None:
                 self._drops = (drops - self._drops_before) & 0xFFFFFFFF  # it counts in 32 bits
 
-    def _take(self) -> PacketBatch | None:
+    def _take(self) -> PacketBatch[Address] | None:
         """What a handler left over, or what one system call brings; `None` where nothing is."""
         self._gate.check_open()
         if self._held is not None:
@@ -302,9 +301,9 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch]):
         self._slots = max(_FEWEST_SLOTS, min(fitting, self._batch_size))
 
 
-def _rest(batch: PacketBatch, skipped: int) -> PacketBatch:
+def _rest(batch: PacketBatch[Address], skipped: int) -> PacketBatch[Address]:
     """The batch without its first ``skipped`` datagrams."""
-    kept: list[PacketTrain] = []
+    kept: list[PacketTrain[Address]] = []
     for train in batch.trains:
         count = len(train)
         if skipped >= count:

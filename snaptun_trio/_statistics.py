@@ -14,7 +14,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import typing
+from typing import TYPE_CHECKING, Generic
 
 import attrs
 
@@ -113,8 +114,31 @@ class SenderStatistics:
     """Whether trains are segmented by the kernel (UDP_SEGMENT) on this socket."""
 
 
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar  # for the defaults: PEP 696, in typing from 3.13 on
+
+    # What is at the ends of a pump: those of this package keep count, others need not.
+    ReceiverStatisticsT_co = TypeVar(
+        "ReceiverStatisticsT_co",
+        ReceiverStatistics,
+        ReceiverStatistics | None,
+        default=ReceiverStatistics | None,
+        covariant=True,
+    )
+    SenderStatisticsT_co = TypeVar(
+        "SenderStatisticsT_co",
+        SenderStatistics,
+        SenderStatistics | None,
+        default=SenderStatistics | None,
+        covariant=True,
+    )
+else:
+    ReceiverStatisticsT_co = typing.TypeVar("ReceiverStatisticsT_co")
+    SenderStatisticsT_co = typing.TypeVar("SenderStatisticsT_co")
+
+
 @attrs.frozen(kw_only=True)
-class PumpStatistics:
+class PumpStatistics(Generic[ReceiverStatisticsT_co, SenderStatisticsT_co]):
     """A snapshot of a `BatchPump`."""
 
     batches_received: int
@@ -146,7 +170,7 @@ class PumpStatistics:
     """Batches that wait for the application, or for the sending task where there is a handler."""
     batches_outgoing: int
     """Batches that wait to be sent."""
-    receiver: ReceiverStatistics | None
+    receiver: ReceiverStatisticsT_co
     """The receiver's own snapshot, where it has one: among others what the kernel dropped."""
-    sender: SenderStatistics | None
+    sender: SenderStatisticsT_co
     """The sender's own snapshot, where it has one."""

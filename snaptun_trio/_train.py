@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias, final
+import typing
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, final, overload
 
 import attrs
 
@@ -28,6 +29,19 @@ Packet: TypeAlias = bytes | bytearray | memoryview
 Address: TypeAlias = tuple[str, int] | tuple[str, int, int, int]
 """A numeric socket address, as trio gives it: ``(host, port)`` for IPv4, ``(host, port, flowinfo,
 scope_id)`` or ``(host, port)`` for IPv6. No name is ever resolved on the data path."""
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar  # for the defaults: PEP 696, in typing from 3.13 on
+
+    # A received train always has an address, and its type says so. A train that a program makes
+    # has the default whatever it is made with: inferred from the argument, the type would be that
+    # of the tuple at hand, and two trains would not go into one list.
+
+    AddressT_co = TypeVar(
+        "AddressT_co", bound=Address | None, default=Address | None, covariant=True
+    )
+else:
+    AddressT_co = typing.TypeVar("AddressT_co")
 
 
 def flat_view(data: Packet) -> memoryview:
@@ -84,12 +98,16 @@ def check_address(address: Address | None) -> None:
 
 @final
 @attrs.define(frozen=True, init=False, slots=True)
-class PacketTrain:
+class PacketTrain(Generic[AddressT_co]):
     """Datagrams of one size to or from one peer, back to back in one buffer.
 
     This is the unit that the kernel's receive offload (GRO) hands out and that its segmentation
     offload (GSO) takes. A single datagram is a train of one. ``len(train)`` is the number of
     datagrams; iterating yields each of them as `bytes`.
+
+    To a type checker a train is generic in its ``address``: a received one is a
+    ``PacketTrain[Address]``, whose address is never `None`, and every other a plain
+    ``PacketTrain``, which may be for the connected peer. `PacketBatch` is generic likewise.
 
     Args:
       data: the payloads, back to back: `bytes`, or a read-only `memoryview` of bytes. Every
@@ -112,7 +130,7 @@ class PacketTrain:
 
     data: bytes | memoryview
     segment_size: int
-    address: Address | None
+    address: AddressT_co  # type: ignore[misc]  # frozen, which mypy does not see in attrs
     ecn: int | None
     local_address: str | None
     interface_index: int | None
@@ -145,8 +163,9 @@ class PacketTrain:
             check_int("interface_index", interface_index, 1, 2**31 - 1)
         if timestamp_ns is not None:
             check_int("timestamp_ns", timestamp_ns, 0, 2**63 - 1)
+        peer: Any = address
         self.__attrs_init__(
-            data, segment_size, address, ecn, local_address, interface_index, timestamp_ns
+            data, segment_size, peer, ecn, local_address, interface_index, timestamp_ns
         )
 
     def __len__(self) -> int:
@@ -160,7 +179,11 @@ class PacketTrain:
         """The payload bytes of all its datagrams."""
         return len(self.data)
 
-    def to(self, address: Address | None) -> PacketTrain:
+    @overload
+    def to(self, address: Address) -> PacketTrain[Address]: ...
+    @overload
+    def to(self, address: Address | None) -> PacketTrain: ...
+    def to(self, address: Address | None) -> PacketTrain[Any]:
         """The same data for another peer, not copied.
 
         ``ecn`` is kept. ``local_address``, ``interface_index`` and ``timestamp_ns`` belong to the
@@ -210,9 +233,9 @@ def make_train(
     local_address: str | None = None,
     interface_index: int | None = None,
     timestamp_ns: int | None = None,
-) -> PacketTrain:
+) -> PacketTrain[Any]:
     """A train from values that are known to be right: what the kernel reported, or another's."""
-    train = PacketTrain.__new__(PacketTrain)
+    train: PacketTrain[Any] = PacketTrain.__new__(PacketTrain)
     train.__attrs_init__(
         data, segment_size, address, ecn, local_address, interface_index, timestamp_ns
     )

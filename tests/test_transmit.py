@@ -111,7 +111,7 @@ def test_one_call_after_the_other_is_forwarded_as_it_came(
     for messages in calls:
         wire.recorder.incoming = list(messages)
         while wire.recorder.incoming:
-            batch = receiver.receive_nowait()
+            batch: PacketBatch = receiver.receive_nowait()
             batch = batch if target is None else batch.to(target)
             for gso in (True, False):
                 sent = wire.send(batch, gso=gso)

@@ -177,7 +177,7 @@ def test_what_only_equals_an_address_is_none(
     with pytest.raises(TypeError):
         sender.try_queue_packet(b"y", slip)  # type: ignore[arg-type]
     with pytest.raises(TypeError):
-        sender.send_nowait(PacketBatch([PacketTrain(b"z", 1, A)]).to(slip))  # type: ignore[arg-type]
+        sender.send_nowait(PacketBatch([PacketTrain(b"z", 1, A)]).to(slip))  # type: ignore[call-overload]
     assert sender.is_empty
 
 

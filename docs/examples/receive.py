@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from snaptun_trio import Address
 
 
-async def count_by_peer(sock: trio.socket.SocketType, wanted: int) -> Counter[Address | None]:
+async def count_by_peer(sock: trio.socket.SocketType, wanted: int) -> Counter[Address]:
     """Count each peer's datagrams until there have been as many as wanted."""
-    seen: Counter[Address | None] = Counter()
+    seen: Counter[Address] = Counter()
     with UdpBatchReceiver(sock) as receiver:
         async for batch in receiver:
             for train in batch.trains:
@@ -23,11 +23,11 @@ async def count_by_peer(sock: trio.socket.SocketType, wanted: int) -> Counter[Ad
     return seen
 
 
-async def longest_by_peer(sock: trio.socket.SocketType) -> dict[Address | None, int]:
+async def longest_by_peer(sock: trio.socket.SocketType) -> dict[Address, int]:
     """Receive once, and note the longest datagram of each peer."""
-    longest: dict[Address | None, int] = {}
+    longest: dict[Address, int] = {}
 
-    def look_at(packet: bytes, address: Address | None) -> None:
+    def look_at(packet: bytes, address: Address) -> None:
         longest[address] = max(len(packet), longest.get(address, 0))
 
     with UdpBatchReceiver(sock) as receiver:

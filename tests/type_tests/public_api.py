@@ -35,9 +35,10 @@ def values() -> None:
     train = PacketTrain(b"onetwo", 3, ("192.0.2.1", 9), ecn=1)
     assert_type(train.data, bytes | memoryview)
     assert_type(train.address, Address | None)
+    assert_type(train, PacketTrain[Address | None])  # may be for the connected peer
     assert_type(train.timestamp_ns, int | None)
     assert_type(iter(train), Iterator[bytes])
-    assert_type(train.to(("2001:db8::1", 9, 0, 0)), PacketTrain)
+    assert_type(train.to(("2001:db8::1", 9, 0, 0)), PacketTrain[Address])
     assert_type(PacketTrain.pack([b"one", bytearray(2)], None), list[PacketTrain])
     batch = PacketBatch([train])
     assert_type(batch.trains, tuple[PacketTrain, ...])
@@ -50,6 +51,20 @@ def values() -> None:
     PacketTrain("text", 1, None)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
+def received(train: PacketTrain[Address], batch: PacketBatch[Address]) -> None:
+    assert_type(train.address, Address)  # never None: the kernel says where it came from
+    assert_type(batch.trains, tuple[PacketTrain[Address], ...])
+    assert_type([address for _, address in batch], list[Address])
+    either: PacketBatch = batch
+    PacketBatch([train, PacketTrain(b"one", 3, None), *either.trains])
+    assert_type(batch.to(None), PacketBatch)
+    assert_type(train.to(None), PacketTrain)
+    batch = batch.to(("192.0.2.1", 9))
+    train = train.to(train.address)
+    connected: PacketTrain[None] = train  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+    del connected
+
+
 def buffers() -> None:
     pool = PacketBufPool(65_536, capacity=8)
     assert_type(pool.get(), memoryview)
@@ -58,15 +73,19 @@ def buffers() -> None:
 
 
 async def receiver(sock: trio.socket.SocketType) -> None:
-    def look_at(packet: bytes, address: Address | None) -> None: ...
+    def look_at(packet: bytes, address: Address) -> None: ...
+    def look_at_any(packet: bytes, address: Address | None) -> None: ...
 
     with UdpBatchReceiver(sock, PacketBufPool(), batch_size=64, gro=True, ecn=True) as receiver:
         channel: trio.abc.ReceiveChannel[PacketBatch] = receiver
-        assert_type(await channel.receive(), PacketBatch)
-        assert_type(receiver.receive_nowait(), PacketBatch)
+        narrower: trio.abc.ReceiveChannel[PacketBatch[Address]] = receiver
+        BatchPump(channel, narrower)  # type: ignore[type-var]  # pyright: ignore[reportArgumentType]
+        assert_type(await receiver.receive(), PacketBatch[Address])
+        assert_type(receiver.receive_nowait(), PacketBatch[Address])
         async for batch in receiver:
-            assert_type(batch, PacketBatch)
+            assert_type(batch.trains[0].address, Address)
         await receiver.recv_batch(look_at)
+        await receiver.recv_batch(look_at_any)
         assert_type(receiver.statistics(), ReceiverStatistics)
         assert_type(receiver.statistics().buffers_dropped_by_kernel, int | None)
 
@@ -96,9 +115,17 @@ async def sender(sock: trio.socket.SocketType, packet: Packet, batch: PacketBatc
         assert_type(sender.statistics().failures, Mapping[int, int])
 
 
+def show(statistics: PumpStatistics) -> None:
+    assert_type(statistics.receiver, ReceiverStatistics | None)
+
+
 async def pump(nursery: trio.Nursery) -> None:
     def drop_or_keep(batch: PacketBatch) -> PacketBatch | None:
         return batch if len(batch) > 1 else None
+
+    def to_connected(batch: PacketBatch[Address]) -> PacketBatch | None:
+        assert_type(batch.trains[0].address, Address)
+        return batch.to(None)
 
     to_pump, incoming = trio.open_memory_channel[PacketBatch](1)
     outgoing, from_pump = trio.open_memory_channel[PacketBatch](1)
@@ -107,8 +134,18 @@ async def pump(nursery: trio.Nursery) -> None:
     async with open_batch_pump(("::1", 0), gro=False) as pump:
         assert_type(pump, BatchPump)
         async for batch in pump.incoming:
-            assert_type(batch, PacketBatch)
+            assert_type(batch, PacketBatch[Address])
+            await pump.outgoing.send(batch.to(None))
             await pump.outgoing.send(batch)
-        assert_type(pump.statistics(), PumpStatistics)
-        assert_type(pump.statistics().receiver, ReceiverStatistics | None)
+        assert_type(pump.statistics(), PumpStatistics[ReceiverStatistics, SenderStatistics])
+        assert_type(pump.statistics().receiver, ReceiverStatistics)
+        assert_type(pump.statistics().sender, SenderStatistics)
+        show(pump.statistics())
+        in_part = BatchPump(pump.receiver, outgoing, handler=to_connected)
+        assert_type(in_part.statistics().receiver, ReceiverStatistics)
+        assert_type(in_part.statistics().sender, SenderStatistics | None)
+        other_part = BatchPump(incoming, pump.sender)
+        assert_type(other_part.statistics().receiver, ReceiverStatistics | None)
+        assert_type(other_part.statistics().sender, SenderStatistics)
+    assert_type(BatchPump(incoming, outgoing).statistics(), PumpStatistics)
     BatchPump(outgoing, incoming)  # type: ignore[type-var]  # pyright: ignore[reportArgumentType]
