@@ -50,6 +50,10 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch[Address]]):
     The receiver is created once for a socket and reused. It borrows the socket and never closes
     it. Any number of receivers can share one pool.
 
+    Give a socket one receiver. With two, each datagram goes to the one that asks first, and only
+    one of them can wait: trio admits one waiting reader for a socket, and the other's `receive`
+    raises `trio.BusyResourceError`.
+
     ``async for batch in receiver`` goes on until the receiver or the socket is closed, which raises
     `trio.ClosedResourceError`; a UDP socket has no end of its own.
 
