@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import time
 import typing
 from types import MappingProxyType
@@ -17,10 +16,12 @@ from typing import TYPE_CHECKING, Any, Generic, final, overload
 import trio
 
 from ._batch import PacketBatch
+from ._brief import brief
 from ._closing import Closing
 from ._groups import raise_single
 from ._incoming import IncomingChannel
 from ._outlet import outlet_of
+from ._plain import check_plain, check_result
 from ._receiver import UdpBatchReceiver
 from ._sender import UdpBatchSender
 from ._statistics import PumpStatistics
@@ -92,13 +93,11 @@ class BatchPump(Closing, Generic[ReceiverT, SenderT]):
         capacity: int = DEFAULT_CAPACITY,
     ) -> None:
         if not isinstance(receiver, trio.abc.ReceiveChannel):
-            raise TypeError(f"receiver is a ReceiveChannel of batches, not {receiver!r:.80}")
+            raise TypeError(f"receiver is a ReceiveChannel of batches, not {brief(receiver, 80)}")
         if not isinstance(sender, trio.abc.SendChannel):
-            raise TypeError(f"sender is a SendChannel of batches, not {sender!r:.80}")
-        if handler is not None and not callable(handler):
-            raise TypeError(f"handler is a plain function, not {handler!r:.80}")
-        if inspect.iscoroutinefunction(handler):
-            raise TypeError("handler is a plain function, not an async one: a pump cannot await it")
+            raise TypeError(f"sender is a SendChannel of batches, not {brief(sender, 80)}")
+        if handler is not None:
+            check_plain("handler", handler)
         check_int("capacity", capacity, 1, 2**31)
         self._receiver = receiver
         self._sender = sender
@@ -119,8 +118,8 @@ class BatchPump(Closing, Generic[ReceiverT, SenderT]):
         self._outlet = outlet_of(sender)
         self._batches_received = self._datagrams_received = 0
         self._datagrams_added = self._datagrams_taken = 0
-        self._waiting = 0  # datagrams on their way from the receiving task to whoever is next
         self._batches_discarded = self._datagrams_discarded = 0
+        self._waiting = 0  # datagrams on their way from the receiving task to whoever is next
 
     @property
     def receiver(self) -> ReceiverT:
@@ -210,9 +209,8 @@ class BatchPump(Closing, Generic[ReceiverT, SenderT]):
         """Count a batch, and let the handler say what becomes of it."""
         self._batches_received += 1
         self._datagrams_received += len(batch)
-        answer: PacketBatch | None = batch
+        answer: PacketBatch | None = batch if self._handler is None else None
         if self._handler is not None:
-            answer = None
             try:
                 answer = self._answer(self._handler, batch)
             finally:
@@ -232,10 +230,8 @@ class BatchPump(Closing, Generic[ReceiverT, SenderT]):
         answer: object = handler(batch)
         if answer is None or isinstance(answer, PacketBatch):
             return answer
-        if inspect.iscoroutine(answer):
-            answer.close()  # or it would warn that nobody awaited it
-            raise TypeError("the handler is an async function: a pump cannot await it")
-        raise TypeError(f"a handler returns a PacketBatch or None, not {answer!r:.80}")
+        check_result("handler", answer)
+        raise TypeError(f"a handler returns a PacketBatch or None, not {brief(answer, 80)}")
 
     async def _pass_on(self, batch: PacketBatch) -> bool:
         """Put a batch into the channel. Returns whether anybody still takes from it."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, final
 import trio
 
 from ._batch import PacketBatch, batch_of
+from ._brief import brief
 from ._closing import Closing
 from ._gate import Gate
 from ._kernel import _errnos, _options, pick_backend
@@ -95,7 +96,7 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch[Address]]):
         if pool is None:
             pool = PacketBufPool()
         elif not isinstance(pool, PacketBufPool):
-            raise TypeError(f"pool is a PacketBufPool, not {pool!r}")
+            raise TypeError(f"pool is a PacketBufPool, not {brief(pool)}")
         if gro and pool.buffer_size < GRO_BUFFER_SIZE:
             raise ValueError(
                 f"GRO needs buffers of {GRO_BUFFER_SIZE} bytes, not {pool.buffer_size}: "

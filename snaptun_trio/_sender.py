@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, final
 import trio
 
 from ._batch import KEEP, PacketBatch, TrainColumns, columns_of
+from ._brief import brief
 from ._closing import Closing
 from ._coalesce import MAX_PAYLOAD_IPV4, MAX_PAYLOAD_IPV6
 from ._errors import PacketTooLargeError, QueueFullError, SendBatchError
@@ -149,7 +150,7 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
         """
         self._check_open()
         if not isinstance(train, PacketTrain):
-            raise TypeError(f"a PacketTrain is needed, not {train!r:.60}")
+            raise TypeError(f"a PacketTrain is needed, not {brief(train)}")
         longest = min(train.segment_size, train.nbytes)
         if longest > self._max_packet_size:
             raise PacketTooLargeError(train.data, train.address, longest, self._max_packet_size)
@@ -291,7 +292,7 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
 
     def _check_batch(self, batch: PacketBatch) -> tuple[Columns, Target]:
         if not isinstance(batch, PacketBatch):
-            raise TypeError(f"a PacketBatch is needed, not {batch!r:.60}")
+            raise TypeError(f"a PacketBatch is needed, not {brief(batch)}")
         self._gate.check_open()
         columns, target = columns_of(batch)
         if target is not KEEP:
