@@ -328,3 +328,16 @@ def test_a_sender_forwards_from_the_pools_memory_and_lets_go_of_it(
     pair.sender.send_nowait(receive_one(receiver, b"forwarded").to(pair.target))
     assert ends.payloads(pair.receiver, 1) == [b"forwarded"]
     assert pool.statistics().slabs_in_use == 0
+
+
+def test_a_batch_that_went_message_by_message_is_let_go_of_as_well(
+    pool: PacketBufPool, udp: ends.MakeSocket, pair: ends.Pair
+) -> None:
+    """With ancillary data each train is a message of its own, made from the train itself."""
+    incoming = udp()
+    receiver = UdpBatchReceiver(incoming, pool, batch_size=4, packet_info=True)
+    batch = receive_one(receiver, bytes(60_000))
+    assert batch.trains[0].local_address == "127.0.0.1"
+    pair.sender.send_nowait(PacketBatch([batch.trains[0], batch.trains[0].to(pair.target)]))
+    del batch
+    assert pool.statistics().slabs_in_use == 0

@@ -192,9 +192,16 @@ class SlabColumns:
 
     @property
     def one_source(self) -> bool:
-        """Whether all trains came from one peer: the raw names compared as one block."""
-        names = self.headers.names[: self.count * _abi.NAME_SIZE]
-        return names[_abi.NAME_SIZE :] == names[: -_abi.NAME_SIZE]
+        """Whether all trains came from one peer, by the raw names.
+
+        Only what names a peer is compared. Behind it, in a slab that was used before, is what a
+        longer name of the other family left there.
+        """
+        headers, count = self.headers, self.count
+        return count == 1 or (
+            alike(headers.name_lengths[:count])
+            and all(alike(column[:count]) for column in headers.name_columns(self._family))
+        )
 
     def check_family(self, family: int) -> None:
         """Make sure that a socket of this family can send to where the trains came from.

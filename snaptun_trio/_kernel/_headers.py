@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import socket
 import sys
 from array import array
 from typing import Literal
@@ -94,6 +95,11 @@ class MessageHeaders:
 
         self.names = whole[names:controls]
         self.families = self.names.cast("H")[:: _abi.NAME_SIZE // 2]  # sa_family of each
+        words, stride = self.names.cast("Q"), _abi.NAME_SIZE // 8
+        quarters = [words[at::stride] for at in range(stride)]
+        # Of a sockaddr_in the first 8 bytes name a peer (then comes padding), of a sockaddr_in6 28.
+        self._ipv4_names = tuple(quarters[:1])
+        self._ipv6_names = (*quarters[:3], self.names.cast("I")[6 :: _abi.NAME_SIZE // 4])
         self.controls = whole[controls:]
         self._control_columns: dict[tuple[int, str], memoryview] = {}
 
@@ -109,6 +115,10 @@ class MessageHeaders:
             column = _column(self.controls.cast(kind), offset, self.control_size)
             self._control_columns[offset, kind] = column
         return column
+
+    def name_columns(self, family: int) -> tuple[memoryview, ...]:
+        """The parts of the names that name a peer of this family, each as a column."""
+        return self._ipv4_names if family == socket.AF_INET else self._ipv6_names
 
     def name(self, index: int) -> bytes:
         """The raw socket address of one message."""

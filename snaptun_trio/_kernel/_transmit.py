@@ -112,6 +112,7 @@ class Transmit:
     def release(self) -> None:
         """Let go of everything that the headers point to."""
         self._columns = _NOTHING
+        self._pieces = []
         self._keep = None
 
     # -- what became of it
