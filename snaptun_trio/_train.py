@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import typing
+from functools import lru_cache
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, final, overload
 
 import attrs
@@ -155,12 +157,7 @@ class PacketTrain(Generic[AddressT_co]):
             raise TypeError(f"a train's data is bytes or a read-only memoryview, not {brief(data)}")
         check_int("segment_size", segment_size, 1 if len(data) else 0, 0xFFFF)
         check_address(address)
-        if ecn is not None:
-            check_int("ecn", ecn, 0, 3)
-        if local_address is not None and not isinstance(local_address, str):
-            raise TypeError(f"local_address is a numeric host, not {brief(local_address)}")
-        if interface_index is not None:
-            check_int("interface_index", interface_index, 1, 2**31 - 1)
+        _check_way(ecn, local_address, interface_index)
         if timestamp_ns is not None:
             check_int("timestamp_ns", timestamp_ns, 0, 2**63 - 1)
         peer: Any = address
@@ -191,19 +188,61 @@ class PacketTrain(Generic[AddressT_co]):
         """
         return make_train(self.data, self.segment_size, address, self.ecn)
 
+    def reply(self, packets: Iterable[Packet]) -> list[PacketTrain]:
+        """Pack packets for where this train came from, to leave from the address it came to.
+
+        A peer takes an answer only from the address that it asked; on a socket that is bound to
+        ``0.0.0.0`` or ``::`` the kernel would choose one of the machine's. So receive with
+        ``packet_info=True`` there. Of a train without ``local_address`` (it is `None` where nobody
+        asked for it), and of one that was sent to a multicast group or to ``255.255.255.255``,
+        which can be nobody's source, the answer leaves from the address that the kernel chooses.
+
+        The way back is the routing table's choice: ``interface_index`` is not kept, except with a
+        link-local IPv6 ``local_address``, which is an address only together with its interface.
+        ``ecn`` is not kept either: the bits of a received train say what the network did to it.
+
+        Args:
+          packets: the payloads, see `pack`.
+
+        Raises:
+          TypeError, ValueError: see `pack`.
+        """
+        local = self.local_address
+        if local is not None and not _may_be_source(local):
+            local = None
+        interface = self.interface_index if local is not None and _is_link_local(local) else None
+        return PacketTrain.pack(
+            packets, self.address, local_address=local, interface_index=interface
+        )
+
     @staticmethod
-    def pack(packets: Iterable[Packet], address: Address | None) -> list[PacketTrain]:
+    def pack(
+        packets: Iterable[Packet],
+        address: Address | None,
+        *,
+        ecn: int | None = None,
+        local_address: str | None = None,
+        interface_index: int | None = None,
+    ) -> list[PacketTrain]:
         """Pack packets for one peer into as few trains as the kernel allows, order kept.
 
         A train takes packets of one size and one shorter tail, at most 64 of them and at most
         65 493 bytes (65 473 to an IPv6 address). A zero-length packet goes alone.
 
+        Args:
+          packets: the payloads.
+          address: the peer; `None` is the connected peer.
+          ecn, local_address, interface_index: of each train, see `PacketTrain`. To answer a train
+            from the address that it came to there is `reply`.
+
         Raises:
-          TypeError: a packet is not bytes-like, there is only one instead of several, or the
-            address is none.
-          ValueError: a packet is over 65 527 bytes, which no UDP datagram can hold.
+          TypeError: a packet is not bytes-like, there is only one instead of several, or another
+            argument has the wrong type.
+          ValueError: a packet is over 65 527 bytes, which no UDP datagram can hold, or a number is
+            out of its range.
         """
         check_address(address)
+        _check_way(ecn, local_address, interface_index)
         if isinstance(packets, bytes | bytearray | memoryview | str):  # their items are no packets
             raise TypeError(f"packets is an iterable of packets, not one packet: {brief(packets)}")
         payloads = [p if isinstance(p, bytes) else bytes(flat_view(p)) for p in packets]
@@ -215,9 +254,44 @@ class PacketTrain(Generic[AddressT_co]):
                 payloads[start] if stop - start == 1 else b"".join(payloads[start:stop]),
                 sizes[start],
                 address,
+                ecn=ecn,
+                local_address=local_address,
+                interface_index=interface_index,
             )
             for start, stop in coalesce(sizes, max_train_bytes(address))
         ]
+
+
+def _check_way(ecn: int | None, local_address: str | None, interface_index: int | None) -> None:
+    """Make sure that a program may ask for this beside a train's address.
+
+    Raises:
+      TypeError: an argument has the wrong type.
+      ValueError: a number is out of its range.
+    """
+    if ecn is not None:
+        check_int("ecn", ecn, 0, 3)
+    if local_address is not None and not isinstance(local_address, str):
+        raise TypeError(f"local_address is a numeric host, not {brief(local_address)}")
+    if interface_index is not None:
+        check_int("interface_index", interface_index, 1, 2**31 - 1)
+
+
+@lru_cache(1024)
+def _may_be_source(host: str) -> bool:
+    """Whether a datagram can leave from a host that one was sent to: not so with a group."""
+    ip = ip_address(host)
+    ip = getattr(ip, "ipv4_mapped", None) or ip
+    return not (ip.is_multicast or ip == _BROADCAST)
+
+
+@lru_cache(1024)
+def _is_link_local(host: str) -> bool:
+    """Whether a host is one on some interface only: an IPv6 link-local one (RFC 4291, 2.5.6)."""
+    return ":" in host and ip_address(host).is_link_local
+
+
+_BROADCAST = ip_address("255.255.255.255")
 
 
 def max_train_bytes(address: Address | None) -> int:

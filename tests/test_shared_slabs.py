@@ -108,6 +108,15 @@ shapes = st.builds(
 )
 
 
+@attrs.frozen
+class Forwarded:
+    """A batch, and the messages that it left as."""
+
+    trains: list[bytes]
+    packets: ends.Datagrams
+    messages: list[Message]
+
+
 class Forwarder:
     """Receives what is handed to it with receivers of one pool, and forwards it."""
 
@@ -116,12 +125,10 @@ class Forwarder:
         self._sockets = sockets
         self._senders = {family: UdpBatchSender(sock) for family, sock in sockets.items()}
 
-    def forward(
-        self, pool: PacketBufPool, shape: Shape
-    ) -> list[tuple[list[bytes], list[tuple[bytes, object]], list[Message]]]:
+    def forward(self, pool: PacketBufPool, shape: Shape) -> list[Forwarded]:
         """The same call twice with one receiver: the second may be laid out by the first."""
         receiver = UdpBatchReceiver(self._sockets[shape.family], pool, batch_size=64)
-        found = []
+        found: list[Forwarded] = []
         for _ in range(2):
             self._recorder.incoming = shape.messages()
             while self._recorder.incoming:
@@ -132,7 +139,8 @@ class Forwarder:
                     Message(m.name, (), m.payload, m.segment_size, m.other_controls)
                     for m in self._recorder.messages
                 ]
-                found.append(([bytes(train.data) for train in batch.trains], list(batch), messages))
+                trains = [bytes(train.data) for train in batch.trains]
+                found.append(Forwarded(trains, list(batch), messages))
                 del batch
         return found
 

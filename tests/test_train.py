@@ -151,6 +151,74 @@ def test_a_packet_that_no_datagram_can_hold_is_not_packed() -> None:
         PacketTrain.pack([bytes(65_528)], PEER6)
 
 
+@pytest.mark.parametrize("packets", [[], [b"x"]])
+@pytest.mark.parametrize(
+    ("field", "value", "error"),
+    [
+        ("ecn", 4, ValueError),
+        ("ecn", True, TypeError),
+        ("local_address", 17, TypeError),
+        ("interface_index", 0, ValueError),
+        ("interface_index", "lo", TypeError),
+    ],
+)
+def test_packing_refuses_what_a_train_refuses(
+    packets: list[bytes], field: str, value: object, error: type[Exception]
+) -> None:
+    """Also where nothing is packed: a mistake does not wait for the first packet."""
+    with pytest.raises(error, match=field):
+        PacketTrain.pack(packets, PEER, **{field: value})  # type: ignore[arg-type]
+
+
+def test_packed_trains_ask_for_what_was_said() -> None:
+    trains = PacketTrain.pack(
+        [b"a" * 9] * 65, PEER, ecn=1, local_address="192.0.2.9", interface_index=2
+    )
+    assert len(trains) == 2
+    for train in trains:
+        assert (train.ecn, train.local_address, train.interface_index) == (1, "192.0.2.9", 2)
+        assert train.timestamp_ns is None
+
+
+def came(local_address: str | None, address: Address | None = PEER) -> PacketTrain:
+    """A train as it was received."""
+    return PacketTrain(
+        b"?", 1, address, ecn=3, local_address=local_address, interface_index=7, timestamp_ns=5
+    )
+
+
+@pytest.mark.parametrize("local", ["192.0.2.9", "::ffff:192.0.2.9", "2001:db8::9", None])
+def test_a_reply_leaves_from_where_the_train_came_to_by_the_way_of_the_routing_table(
+    local: str | None,
+) -> None:
+    (train,) = came(local).reply([b"an", b"d", b"swer"][:2])
+    assert list(train) == [b"an", b"d"]
+    assert train == PacketTrain(b"and", 2, PEER, local_address=local)
+
+
+@pytest.mark.parametrize("local", ["fe80::9", "febf::1"])
+def test_a_reply_from_a_link_local_address_leaves_by_its_interface(local: str) -> None:
+    """Such an address is on every interface; alone it is refused."""
+    (train,) = came(local, PEER6).reply([b"answer"])
+    assert train == PacketTrain(b"answer", 6, PEER6, local_address=local, interface_index=7)
+
+
+@pytest.mark.parametrize(
+    "group", ["224.0.0.1", "::ffff:239.1.2.3", "255.255.255.255", "ff02::1", "ff0e::1"]
+)
+def test_a_reply_never_asks_to_leave_from_a_group(group: str) -> None:
+    (train,) = came(group).reply([b"answer"])
+    assert train == PacketTrain(b"answer", 6, PEER)
+
+
+def test_a_reply_to_the_connected_peer_is_for_the_connected_peer() -> None:
+    assert came(None, None).reply([b"answer"]) == [PacketTrain(b"answer", 6, None)]
+
+
+def test_a_reply_with_nothing_is_nothing() -> None:
+    assert came("192.0.2.9").reply([]) == []
+
+
 def test_packing_something_else_is_a_type_error() -> None:
     with pytest.raises(TypeError):
         PacketTrain.pack(["text"], PEER)  # type: ignore[list-item]
