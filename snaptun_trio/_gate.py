@@ -19,9 +19,12 @@ if TYPE_CHECKING:
     from ._kernel._interface import Socket
 
 # Some sockets are "ready" for ever and give nothing: after shutdown(SHUT_RD) on a connected one,
-# say. After so many waits in a row that came to nothing we sleep between them, from the first
-# pause on twice as long each time. Datagrams with bad checksums wake us once each, so a few
-# fruitless waits are nothing unusual.
+# say. After so many tries in a row that found nothing on a socket that was still called ready we
+# sleep between them, from the first pause on twice as long each time.
+#
+# What strangers can do must not look like that, at whatever rate they do it. A datagram with a bad
+# checksum wakes us and gives nothing; but it is gone then, the socket is no longer called ready,
+# and where the next one has come meanwhile, the count of what the kernel dropped has moved.
 _PATIENCE = 16
 _FIRST_PAUSE = 0.001  # seconds
 _LONGEST_PAUSE = 0.064
@@ -32,15 +35,32 @@ class Gate:
 
     As a context manager it keeps others out, with `trio.BusyResourceError`.
 
+    Args:
+      wait: waits until the socket is ready for this direction.
+      ready: whether the kernel says now that it is.
+      doing: what a task does that goes through, for messages.
+      dropped: how much the kernel took out of the socket's queue because it was no good.
+
     Attributes:
       closed: whether `close` was called.
       asynchronous_errors: errors about earlier datagrams that came to light here, by errno.
     """
 
-    def __init__(self, sock: Socket, wait: Callable[[Socket], Awaitable[None]], doing: str) -> None:
+    def __init__(
+        self,
+        sock: Socket,
+        wait: Callable[[Socket], Awaitable[None]],
+        ready: Callable[[Socket], bool],
+        doing: str,
+        *,
+        dropped: Callable[[Socket], int | None] = lambda _: None,
+    ) -> None:
         self._sock = sock
         self._wait = wait
+        self._ready = ready
         self._doing = doing
+        self._dropped = dropped
+        self._dropped_before: int | None = None
         self._busy = False
         self._scope: trio.CancelScope | None = None
         self._fruitless = 0
@@ -83,8 +103,8 @@ class Gate:
         """
         # Not even to be asked with a closed socket: trio would remember descriptor -1 as taken.
         self.check_open()
-        if self._fruitless:
-            self.asynchronous_errors += _error_queue.drain(self._sock)
+        if self._fruitless and self._something_happened():
+            self._fruitless = 0
         # A scope of our own, so that closing wakes this task and nobody else who waits for the
         # same borrowed socket, as trio.lowlevel.notify_closing would.
         with trio.CancelScope() as self._scope:
@@ -97,6 +117,15 @@ class Gate:
             self._fruitless += 1
         self._scope = None
         self.check_open()
+
+    def _something_happened(self) -> bool:
+        """Whether a wake-up that brought nothing had a reason that is gone now."""
+        errors = _error_queue.drain(self._sock)
+        self.asynchronous_errors += errors
+        if errors or not self._ready(self._sock):
+            return True
+        before, self._dropped_before = self._dropped_before, self._dropped(self._sock)
+        return before != self._dropped_before
 
     def close(self) -> None:
         """Let nobody through any more, and wake the task that waits."""

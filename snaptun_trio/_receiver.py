@@ -15,7 +15,7 @@ from ._batch import PacketBatch, batch_of
 from ._brief import brief
 from ._closing import Closing
 from ._gate import Gate
-from ._kernel import _errnos, _options, pick_backend
+from ._kernel import _errnos, _options, _readiness, pick_backend
 from ._kernel._abi import MAX_BATCH_SIZE
 from ._kernel._slab import PACKED_SIZE
 from ._plain import check_plain, check_result
@@ -107,7 +107,13 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch[Address]]):
         if gro and not _options.switched_off("GRO"):
             _options.enable_gro(self._socket)
         self._backend = pick_backend()
-        self._gate = Gate(self._socket, trio.lowlevel.wait_readable, "receiving from this receiver")
+        self._gate = Gate(
+            self._socket,
+            trio.lowlevel.wait_readable,
+            _readiness.readable,
+            "receiving from this receiver",
+            dropped=_options.kernel_drops,
+        )
         self._slots = min(_FIRST_SLOTS, batch_size)  # what the next call is offered
         self._filled = False  # whether the last call took all that it was offered
         self._expected_size = 0  # of the single datagrams that keep coming, in bytes
@@ -249,13 +255,15 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch[Address]]):
         if self._held is not None:
             batch, self._held = self._held, None
             return batch
-        for _ in range(_MOST_ERRORS):
+        for errors in range(_MOST_ERRORS):
             slab = self._pool._take(self._batch_size)
             slab.expected_size = self._expected_size
             try:
                 columns = self._backend.receive(self._socket, slab, self._slots)
             except BlockingIOError:
                 self._pool._put_back(slab)
+                if errors:
+                    self._gate.progress()  # they are what there was, and they are taken in
                 return None
             except OSError as error:
                 self._pool._put_back(slab)

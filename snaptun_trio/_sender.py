@@ -18,7 +18,7 @@ from ._coalesce import MAX_PAYLOAD_IPV4, MAX_PAYLOAD_IPV6
 from ._errors import PacketTooLargeError, QueueFullError, SendBatchError
 from ._flush import Flush, Turn
 from ._gate import Gate
-from ._kernel import _options, _pieces, _sockaddr, pick_backend
+from ._kernel import _options, _pieces, _readiness, _sockaddr, pick_backend
 from ._kernel._abi import MAX_BATCH_SIZE
 from ._kernel._columns import SlabColumns
 from ._kernel._interface import START
@@ -78,7 +78,12 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
         self._family = int(self._socket.family)
         offload = _options.gso_available(self._socket) and gso and not _options.switched_off("GSO")
         _options.forbid_fragmentation(self._socket)
-        self._gate = Gate(self._socket, trio.lowlevel.wait_writable, "sending with this sender")
+        self._gate = Gate(
+            self._socket,
+            trio.lowlevel.wait_writable,
+            _readiness.writable,
+            "sending with this sender",
+        )
         self._queue = SendQueue(self._family, _options.peer_of(self._socket))
         self._flush = Flush(self._socket, pick_backend(), self._queue, self._gate, offload)
         self._discarded = 0

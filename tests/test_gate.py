@@ -13,6 +13,7 @@ import trio.testing
 
 from snaptun_trio import PacketTrain, UdpBatchReceiver, UdpBatchSender
 from snaptun_trio._gate import Gate
+from snaptun_trio._kernel import _readiness
 
 from . import ends, scripted
 
@@ -25,8 +26,12 @@ linux_only = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has 
 
 
 @pytest.fixture
-def receiver(kernel: scripted.ScriptedBackend, udp: ends.MakeSocket) -> UdpBatchReceiver:
+def receiver(
+    kernel: scripted.ScriptedBackend, udp: ends.MakeSocket, monkeypatch: pytest.MonkeyPatch
+) -> UdpBatchReceiver:
+    """A receiver on a socket that is called ready for ever."""
     kernel.waits.always_ready = True
+    monkeypatch.setattr(_readiness, "readable", lambda _: True)
     return UdpBatchReceiver(udp())
 
 
@@ -138,7 +143,7 @@ async def test_an_error_queue_that_the_owner_switched_on_is_emptied(
 
 async def test_a_wait_is_always_a_checkpoint(udp: ends.MakeSocket) -> None:
     sock = udp()
-    gate = Gate(sock, trio.lowlevel.wait_writable, "testing")
+    gate = Gate(sock, trio.lowlevel.wait_writable, _readiness.writable, "testing")
     with trio.testing.assert_checkpoints():
         await gate.wait()
     gate.close()
