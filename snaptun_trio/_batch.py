@@ -136,6 +136,8 @@ class TrainColumns:
       addresses: the peer of each train.
       trains: the trains themselves, where they exist already; without them none asks for anything
         but its address.
+      single_size: see `Columns`.
+      one_block: whether the trains make one train together.
 
     Attributes:
       lengths: the payload bytes of each train.
@@ -143,6 +145,7 @@ class TrainColumns:
     """
 
     __slots__ = (
+        "_one_block",
         "_plain",
         "_seen",
         "_trains",
@@ -155,6 +158,7 @@ class TrainColumns:
         "nbytes",
         "payloads",
         "segment_sizes",
+        "single_size",
     )
 
     def __init__(
@@ -164,7 +168,12 @@ class TrainColumns:
         addresses: list[Address | None],
         trains: tuple[PacketTrain, ...] | None = None,
         losses: Losses | None = None,
+        *,
+        single_size: int = 0,
+        one_block: bool = False,
     ) -> None:
+        self.single_size = single_size
+        self._one_block = one_block
         self.payloads = payloads
         self.segment_sizes = segment_sizes
         self.addresses = addresses
@@ -182,7 +191,13 @@ class TrainColumns:
             self.most_segments, self.datagrams = max(counts), sum(counts)
 
     @classmethod
-    def of(cls, trains: tuple[PacketTrain, ...], losses: Losses | None = None) -> TrainColumns:
+    def of(
+        cls,
+        trains: tuple[PacketTrain, ...],
+        losses: Losses | None = None,
+        *,
+        single_size: int = 0,
+    ) -> TrainColumns:
         """The columns of these trains, over views of their own."""
         return cls(
             [d if isinstance(d := train.data, bytes) else memoryview(d) for train in trains],
@@ -190,6 +205,7 @@ class TrainColumns:
             [train.address for train in trains],
             trains,
             losses,
+            single_size=single_size,
         )
 
     @property
@@ -212,17 +228,17 @@ class TrainColumns:
         return self.trains()[index]
 
     def seen_trains(self) -> tuple[PacketTrain, ...]:
+        if self._one_block:
+            return (make_train(b"".join(self.payloads), self.lengths[0], self.addresses[0]),)
         return self.trains() if self._seen is None else self._seen
 
     def packets(self) -> Iterator[tuple[bytes, Address | None]]:
+        if self.most_segments == 1 and set(map(type, self.payloads)) == {bytes}:
+            return zip(self.payloads, self.addresses)  # type: ignore[arg-type]
         return chain.from_iterable(
             zip(split(payload, size), repeat(address))
             for payload, size, address in zip(self.payloads, self.segment_sizes, self.addresses)
         )
-
-    @property
-    def single_size(self) -> int:
-        return 0
 
     def measure(self, start: int, stop: int) -> tuple[int, int]:
         if start == 0 and stop == self.count:
@@ -239,7 +255,8 @@ class PacketBatch(Generic[AddressT_co]):
     packet a `bytes` of its own that holds no memory of the batch.
 
     A received batch keeps the memory that the kernel wrote into, its *slab*. It goes back to the
-    pool by itself when the batch and the last ``train.data`` view of it are gone.
+    pool by itself when the batch and the last ``train.data`` view of it are gone. A batch of at
+    most 4096 bytes has memory of its own, and keeps no slab.
 
     Args:
       trains: the trains, in the order in which they are to be sent.

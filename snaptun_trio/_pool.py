@@ -73,7 +73,7 @@ class PacketBufPool:
         It returns to the pool by itself when the view, and every slice of it, is gone; a sender
         that has queued a slice holds it until the packet is sent. Its content is undefined.
         """
-        slab = self._take(1)
+        slab = self._take(1, 1)
         return slab.view(slab.lend())[: self._buffer_size]
 
     def statistics(self) -> PoolStatistics:
@@ -88,8 +88,12 @@ class PacketBufPool:
         )
 
     @trio.lowlevel.enable_ki_protection
-    def _take(self, slots: int) -> Slab:
-        """A slab with so many slots, for a receiver: it lends it, or puts it back."""
+    def _take(self, slots: int, offered: int) -> Slab:
+        """A slab with so many slots, for a receiver: it lends it, or puts it back.
+
+        Beyond the capacity, where the slab serves for one call, it has only the slots that this
+        call is to be offered: to build one with 256 takes ten times as long as the call.
+        """
         with self._lock:
             shelf = self._shelves.get(slots)
             if shelf is None:
@@ -99,9 +103,12 @@ class PacketBufPool:
                 slab = shelf.idle.pop()
                 self._reused += 1
             else:
-                slab = Slab(slots, self._buffer_size, self._put_back)
+                beyond = shelf.in_use >= self._capacity
+                fewer = min(slots, max(offered, 2)) if beyond else slots
+                slab = Slab(fewer, self._buffer_size, self._put_back)
+                slab.kind = slots
                 self._allocated += 1
-                self._beyond_capacity += shelf.in_use >= self._capacity
+                self._beyond_capacity += beyond
             shelf.in_use += 1
             self._in_use += 1
             if self._in_use > self._most_in_use:
@@ -114,10 +121,10 @@ class PacketBufPool:
         if slab.lent:
             return
         with self._lock:
-            shelf = self._shelves[slab.slots]
+            shelf = self._shelves[slab.kind]
             shelf.in_use -= 1
             self._in_use -= 1
-            if shelf.in_use + len(shelf.idle) < self._capacity:
+            if slab.slots == slab.kind and shelf.in_use + len(shelf.idle) < self._capacity:
                 shelf.idle.append(slab)
 
 

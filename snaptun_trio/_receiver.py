@@ -256,7 +256,7 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch[Address]]):
             batch, self._held = self._held, None
             return batch
         for errors in range(_MOST_ERRORS):
-            slab = self._pool._take(self._batch_size)
+            slab = self._pool._take(self._batch_size, self._slots)
             slab.expected_size = self._expected_size
             try:
                 columns = self._backend.receive(self._socket, slab, self._slots)
@@ -273,6 +273,7 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch[Address]]):
                     raise
                 self._gate.asynchronous_errors[error.errno or 0] += 1
                 continue
+            self._pool._put_back(slab)  # unless the columns hold it
             self._account(columns)
             if columns.count:
                 return batch_of(columns)

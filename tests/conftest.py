@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING
 import hypothesis
 import pytest
 
+from snaptun_trio._kernel import _portable
+
 from . import ends, scripted
+
+if sys.platform == "linux":
+    from snaptun_trio._kernel import _linux
 
 if TYPE_CHECKING:
     import socket
@@ -77,6 +82,13 @@ def linux_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     if sys.platform != "linux":
         pytest.skip("recvmmsg and sendmmsg with offloads are Linux's")
     monkeypatch.setenv("SNAPTUN_TRIO_BACKEND", "linux")
+
+
+@pytest.fixture
+def nothing_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches of any size stay in the slab that they arrived in."""
+    for backend in (_linux, _portable):
+        monkeypatch.setattr(backend, "COPIED_UP_TO", -1)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from hypothesis import given, strategies as st
 
 from snaptun_trio import PacketBatch, PacketBufPool, PacketTrain, UdpBatchReceiver
 from snaptun_trio._batch import columns_of
-from snaptun_trio._kernel import _abi, _sockaddr
+from snaptun_trio._kernel import _abi, _linux, _sockaddr
 
 from .recorder import Incoming, Recorder
 
@@ -101,6 +101,13 @@ def looked_at(trains: Iterable[PacketTrain]) -> list[PacketTrain]:
     ]
 
 
+@pytest.fixture(params=["copied", "nothing copied"], autouse=True)
+def copying(request: pytest.FixtureRequest) -> None:
+    """Small batches as they are, and as they would be if they were large."""
+    if request.param == "nothing copied":
+        request.getfixturevalue("nothing_copied")
+
+
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     return Recorder(monkeypatch)
@@ -146,6 +153,33 @@ def check_batch(batch: PacketBatch, messages: list[Incoming]) -> None:
     assert looked_at(batch.trains) == looked_at(expected)
     assert looked_at(columns_of(batch)[0].trains()) == looked_at(expected)
     assert columns_of(batch)[0].most_segments == max(len(train) for train in expected)
+
+
+@given(calls=calls)
+def test_a_copied_batch_is_what_it_would_be_in_its_slab(
+    receivers: Callable[[], ReceiveScripted],
+    recorder: Recorder,
+    nothing_copied: None,
+    calls: list[list[Incoming]],
+) -> None:
+    """Not only its datagrams: its trains, what it counts, and what it tells the next call."""
+    in_slab, copied = receivers(), receivers()
+    for messages in calls:
+        while messages:
+            batch = in_slab(messages)
+            left = list(recorder.incoming)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(_linux, "COPIED_UP_TO", 1 << 30)
+                other = copied(messages)
+            assert recorder.incoming == left, "it was offered as many slots"
+            assert list(other.trains) == list(batch.trains)
+            assert list(other) == list(batch)
+            ours, theirs = columns_of(other)[0], columns_of(batch)[0]
+            for question in ("count", "datagrams", "nbytes", "most_segments"):
+                assert getattr(ours, question) == getattr(theirs, question), question
+            assert ours.trains() == theirs.trains()
+            messages = left
+            del batch, other, ours, theirs
 
 
 @given(messages=messages_of_any_kind, data=st.data())

@@ -29,6 +29,7 @@ from .recorder import Recorder
 pytestmark = [
     pytest.mark.needs_gso,
     pytest.mark.needs_gro,
+    pytest.mark.usefixtures("nothing_copied"),  # one short train is compared with 64
     pytest.mark.skipif(
         sys.implementation.name != "cpython", reason="only CPython counts its blocks"
     ),

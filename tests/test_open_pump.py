@@ -101,7 +101,7 @@ async def test_its_options_reach_the_ends(backend: str) -> None:
         assert not pump.receiver.statistics().gro
         assert not pump.sender.gso
         async with peer_of_family(pump, "::1") as peer:
-            await peer.sender.send(ends.batch_of([b"x"], peer.target))
+            await peer.sender.send(ends.batch_of([bytes(5000)], peer.target))
             with trio.fail_after(ends.PATIENCE):
                 received = await pump.incoming.receive()
         assert pool.statistics().slabs_in_use == 1

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
+import resource
 import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import trio
+import trio.testing
 
 from snaptun_trio import PacketBatch, PacketBufPool, PacketTrain, UdpBatchReceiver, UdpBatchSender
+from snaptun_trio._batch import columns_of
 
 from . import ends
 
@@ -20,6 +25,9 @@ if TYPE_CHECKING:
 def place_of(view: memoryview) -> int:
     """Where in memory a writable view begins."""
     return ctypes.addressof(ctypes.c_char.from_buffer(view))
+
+
+LONG = b"more than what is copied" * 200  # 4800 bytes
 
 
 def receive_one(receiver: UdpBatchReceiver, payload: bytes) -> PacketBatch:
@@ -119,9 +127,9 @@ def test_a_queued_slice_holds_its_buffer_until_it_is_sent(
 def test_a_batch_keeps_its_memory_and_gives_it_back(
     pool: PacketBufPool, receiver: UdpBatchReceiver
 ) -> None:
-    batch = receive_one(receiver, b"one")
+    batch = receive_one(receiver, LONG)
     assert pool.statistics().slabs_in_use == 1
-    assert next(iter(batch))[0] == b"one"
+    assert next(iter(batch))[0] == LONG
     del batch
     assert pool.statistics().slabs_in_use == 0
 
@@ -129,9 +137,9 @@ def test_a_batch_keeps_its_memory_and_gives_it_back(
 def test_the_same_batch_for_another_peer_keeps_the_memory(
     pool: PacketBufPool, receiver: UdpBatchReceiver
 ) -> None:
-    batch = receive_one(receiver, b"one").to(("127.0.0.1", 9))
+    batch = receive_one(receiver, LONG).to(("127.0.0.1", 9))
     assert pool.statistics().slabs_in_use == 1
-    assert batch.trains[0].data == b"one"
+    assert batch.trains[0].data == LONG
     del batch
     assert pool.statistics().slabs_in_use == 0
 
@@ -144,7 +152,7 @@ def content(kept: memoryview | PacketTrain) -> bytes:
 def test_no_view_ever_sees_a_later_datagram(
     pool: PacketBufPool, receiver: UdpBatchReceiver, how: str
 ) -> None:
-    train = receive_one(receiver, b"first of all").trains[0]
+    train = receive_one(receiver, b"first of all" + LONG).trains[0]
     data = train.data
     assert isinstance(data, memoryview)
     assert data.readonly
@@ -154,7 +162,7 @@ def test_no_view_ever_sees_a_later_datagram(
     before = content(kept[0])
     del train, data
     for number in range(4):
-        receive_one(receiver, b"later %d, later" % number)
+        receive_one(receiver, b"later %d, later" % number + LONG)
     assert content(kept[0]) == before
     assert pool.statistics().slabs_in_use == 1
     kept.clear()
@@ -164,18 +172,18 @@ def test_no_view_ever_sees_a_later_datagram(
 def test_packets_hold_no_memory_of_the_pool(
     pool: PacketBufPool, receiver: UdpBatchReceiver
 ) -> None:
-    packets = list(receive_one(receiver, b"packet"))
-    packets_of_a_train = list(receive_one(receiver, b"packet").trains[0])
+    packets = list(receive_one(receiver, LONG))
+    packets_of_a_train = list(receive_one(receiver, LONG).trains[0])
     assert pool.statistics().slabs_in_use == 0
-    assert [packets[0][0], *packets_of_a_train] == [b"packet", b"packet"]
+    assert [packets[0][0], *packets_of_a_train] == [LONG, LONG]
 
 
 def test_an_iterator_keeps_the_memory_until_it_is_done(
     pool: PacketBufPool, receiver: UdpBatchReceiver
 ) -> None:
-    packets = iter(receive_one(receiver, b"packet"))
-    receive_one(receiver, b"later!")
-    assert next(packets)[0] == b"packet"
+    packets = iter(receive_one(receiver, LONG))
+    receive_one(receiver, LONG.upper())
+    assert next(packets)[0] == LONG
     del packets
     assert pool.statistics().slabs_in_use == 0
 
@@ -189,6 +197,95 @@ def test_idle_receivers_cost_no_buffers(
     statistics = pool.statistics()
     assert statistics.most_in_use == statistics.allocated == 1
     assert statistics.reused >= 49
+
+
+@pytest.mark.parametrize("how", ["batch", "train", "view", "iterator"])
+def test_a_small_batch_keeps_no_slab(
+    pool: PacketBufPool, receiver: UdpBatchReceiver, how: str
+) -> None:
+    """Somebody who keeps a datagram of 60 bytes keeps 60 bytes."""
+    batch = receive_one(receiver, b"small" * 12)
+    train = batch.trains[0]
+    kept = {"batch": batch, "train": train, "view": memoryview(train.data), "iterator": iter(batch)}
+    held = kept.pop(how)
+    kept.clear()
+    del batch, train
+    assert pool.statistics().slabs_in_use == 0
+    receive_one(receiver, b"other" * 12)
+    match held:
+        case PacketBatch():
+            assert [packet for packet, _ in held] == [b"small" * 12]
+        case PacketTrain() | memoryview():
+            assert content(held) == b"small" * 12
+        case _:
+            assert [packet for packet, _ in held] == [b"small" * 12]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("nbytes", [4096, 4097])
+@pytest.mark.parametrize("messages", [1, 3])
+def test_what_a_call_brought_decides_whether_its_slab_is_kept(
+    pool: PacketBufPool, receiver: UdpBatchReceiver, nbytes: int, messages: int
+) -> None:
+    sock: socket.socket = receiver.socket  # type: ignore[assignment]
+    for number in range(messages):
+        sock.sendto(bytes(nbytes // messages + (number < nbytes % messages)), sock.getsockname())
+    (batch,) = ends.collect_batches(receiver, messages)
+    assert batch.nbytes == nbytes
+    assert pool.statistics().slabs_in_use == (nbytes > 4096)
+
+
+async def test_f53_a_thousand_quiet_sockets_read_by_the_documented_loop_keep_no_slab(
+    backend: str, nursery: trio.Nursery
+) -> None:
+    """The loop's variable holds the last batch for as long as it waits for the next."""
+    pool = PacketBufPool()
+    seen: list[bytes] = []
+
+    async def read(receiver: UdpBatchReceiver) -> None:
+        async for batch in receiver:
+            seen.extend([packet for packet, _ in batch])
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    count = min(1000, hard - 200)
+    with contextlib.ExitStack() as stack, ends.bound_socket() as out:
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        # A small receive buffer each: a thousand large ones are not everybody's.
+        socks = [stack.enter_context(ends.bound_socket(receive_buffer=4096)) for _ in range(count)]
+        for sock in socks:
+            nursery.start_soon(read, UdpBatchReceiver(sock, pool))
+        await trio.testing.wait_all_tasks_blocked()
+        for number, sock in enumerate(socks):
+            out.sendto(b"%d" % number, sock.getsockname())
+            if number % 100 == 99 or number == count - 1:
+                with trio.fail_after(ends.PATIENCE):
+                    while len(seen) <= number:
+                        await trio.lowlevel.checkpoint()
+        await trio.testing.wait_all_tasks_blocked()
+        assert sorted(map(int, seen)) == list(range(count))
+        statistics = pool.statistics()
+        assert statistics.slabs_in_use == 0
+        assert statistics.most_in_use == statistics.allocated == 1
+        nursery.cancel_scope.cancel()
+
+
+def test_beyond_its_capacity_a_slab_is_as_long_as_its_call(
+    linux_backend: None, udp: ends.MakeSocket, pool: PacketBufPool
+) -> None:
+    """It serves once, and to build it long takes ten times as long as the call."""
+    receiver = UdpBatchReceiver(udp(), pool, batch_size=256)
+    held = [receive_one(receiver, LONG) for _ in range(5)]
+    slots = [columns_of(batch)[0].slab.slots for batch in held]  # type: ignore[attr-defined]
+    assert slots[:2] == [256, 256]
+    # The first call is offered 16 messages, the next as many as make 768 KiB of this size.
+    assert max(slots[2:]) <= (768 << 10) // len(LONG)
+    assert all(batch.trains[0].data == LONG for batch in held)
+    held.clear()
+    statistics = pool.statistics()
+    assert (statistics.slabs_in_use, statistics.slabs_idle) == (0, 2)
+    kept = [receive_one(receiver, LONG) for _ in range(2)]
+    assert pool.statistics().allocated == statistics.allocated
+    assert {columns_of(batch)[0].slab.slots for batch in kept} == {256}  # type: ignore[attr-defined]
 
 
 def test_an_empty_receive_leaves_nothing_behind(
@@ -254,12 +351,12 @@ def test_a_view_that_a_finalizer_brings_back_to_life_still_holds_its_memory(
 def test_a_batch_that_a_finalizer_looks_into_still_holds_its_memory(
     pool: PacketBufPool, receiver: UdpBatchReceiver, resurrected: type[Resurrecting]
 ) -> None:
-    resurrected(receive_one(receiver, b"mine"))
+    resurrected(receive_one(receiver, LONG))
     gc.collect()
     assert resurrected.saved is not None
     for _ in range(4):
-        receive_one(receiver, b"\xff" * 4)
-    assert bytes(resurrected.saved) == b"mine"
+        receive_one(receiver, b"\xff" * 5000)
+    assert bytes(resurrected.saved) == LONG
     resurrected.saved = None
     gc.collect()
     assert pool.statistics().slabs_in_use == 0
@@ -325,8 +422,8 @@ def test_a_sender_forwards_from_the_pools_memory_and_lets_go_of_it(
     pool: PacketBufPool, receiver: UdpBatchReceiver, pair: ends.Pair
 ) -> None:
     assert isinstance(pair.sender, UdpBatchSender)
-    pair.sender.send_nowait(receive_one(receiver, b"forwarded").to(pair.target))
-    assert ends.payloads(pair.receiver, 1) == [b"forwarded"]
+    pair.sender.send_nowait(receive_one(receiver, LONG).to(pair.target))
+    assert ends.payloads(pair.receiver, 1) == [LONG]
     assert pool.statistics().slabs_in_use == 0
 
 

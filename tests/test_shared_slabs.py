@@ -185,7 +185,7 @@ def test_peers_that_differ_in_anything_stay_apart(
         name_of(family, 1, 9, bytes(8)),
         name_of(family, 1 + (differing == "host"), 9 + (differing == "port"), bytes(8)),
     ]
-    recorder.incoming = [Incoming(b"x" * 100, names[number % 2]) for number in range(10)]
+    recorder.incoming = [Incoming(b"x" * 1000, names[number % 2]) for number in range(10)]
     sock = udp("::1" if family == "six" else "127.0.0.1")
     UdpBatchSender(sock).send_nowait(UdpBatchReceiver(sock, gro=False).receive_nowait())
     assert [message.name[: len(names[0])] for message in recorder.messages] == names * 5

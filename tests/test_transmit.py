@@ -21,6 +21,7 @@ from snaptun_trio import (
     UdpBatchSender,
 )
 from snaptun_trio._kernel import _abi, _sockaddr
+from snaptun_trio._kernel._slab import COPIED_UP_TO
 
 from .recorder import Incoming, Message, Recorder
 from .test_columns import alike, calls, messages_of_any_kind
@@ -159,6 +160,8 @@ def test_a_forwarded_payload_is_never_copied(wire: Wire, messages: list[Incoming
         return
     wire.recorder.received_at.clear()
     batch = wire.receive(plain)
+    if batch.nbytes <= COPIED_UP_TO:
+        return
     sent = wire.send(batch.to(TARGETS[0]))
     for base in {base for message in sent for base in message.bases}:
         assert any(0 <= base - slot < 65_536 for slot in wire.recorder.received_at)

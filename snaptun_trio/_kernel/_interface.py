@@ -76,7 +76,7 @@ class Backend(Protocol):
     def receive(self, sock: Socket, slab: Slab, slots: int) -> Columns:
         """Fill at most ``slots`` slots of ``slab`` with what is queued at the socket; never wait.
 
-        The columns hold a token of the slab.
+        The columns hold a token of the slab, unless they have memory of their own.
 
         Raises:
           OSError: nothing was received; `BlockingIOError` where nothing is queued.

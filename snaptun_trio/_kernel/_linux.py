@@ -12,9 +12,10 @@ import os
 from typing import TYPE_CHECKING
 
 from . import _abi, _cmsg, _options, _sockaddr, _transmit
-from ._columns import SlabColumns, alike
+from ._columns import SlabColumns, alike, copied_single
 from ._headers import constant
 from ._pieces import Arrival, received
+from ._slab import COPIED_UP_TO
 
 if TYPE_CHECKING:
     from .._batch import Columns, Target
@@ -98,7 +99,10 @@ class LinuxBackend:
             layout = slab.unpack(count)
         if layout.headers.flags[:count] != _NO_FLAGS[:count]:
             return _receive_cut(slab, layout, count, gro=_options.gro_enabled(sock))
-        return SlabColumns(slab, layout, count)
+        if count == 1 and layout.headers.lengths[0] <= COPIED_UP_TO:
+            return copied_single(slab, layout)
+        columns = SlabColumns(slab, layout, count)
+        return columns.copied() if columns.nbytes <= COPIED_UP_TO else columns.hold()
 
     def prepare(
         self, sock: Socket, columns: Columns, target: Target, position: Position, gso: bool
@@ -165,7 +169,9 @@ def _receive_cut(slab: Slab, layout: Layout, count: int, gro: bool) -> Columns:
     headers, start, stride = layout.headers, layout.start, layout.stride
     # A packed message that is no longer than its place was not cut there.
     room = slab.slot_size if start == slab.packed_size else stride
-    memory = slab.view(slab.lend()).toreadonly()
+    copy = sum(headers.lengths[:count]) <= COPIED_UP_TO
+    memory = memoryview(slab.payload) if copy else slab.view(slab.lend())
+    memory = memory.toreadonly()
     return received(
         [
             Arrival(
@@ -178,4 +184,5 @@ def _receive_cut(slab: Slab, layout: Layout, count: int, gro: bool) -> Columns:
             for index in range(count)
         ],
         gro,
+        copy=copy,
     )

@@ -104,10 +104,13 @@ class Arrival(NamedTuple):
     control: list[_cmsg.ControlMessage]
 
 
-def received(arrivals: Iterable[Arrival], gro: bool, error: OSError | None = None) -> TrainColumns:
+def received(
+    arrivals: Iterable[Arrival], gro: bool, error: OSError | None = None, *, copy: bool
+) -> TrainColumns:
     """Columns of trains from messages, with the account of what did not fit.
 
-    ``gro`` says whether a message can be several datagrams.
+    ``gro`` says whether a message can be several datagrams, ``copy`` that the buffers are not to be
+    kept.
     """
     trains = []
     truncated = datagrams_lost = bytes_lost = trains_unknown = bytes_unknown = 0
@@ -128,6 +131,7 @@ def received(arrivals: Iterable[Arrival], gro: bool, error: OSError | None = Non
             else:
                 truncated += 1 if kept % size else 0
                 datagrams_lost += datagram_count(length, size) - datagram_count(kept, size)
-        trains.append(make_train(buffer[:kept], size, address, *told[1:]))
+        data = bytes(buffer[:kept]) if copy else buffer[:kept]
+        trains.append(make_train(data, size, address, *told[1:]))
     losses = Losses(truncated, datagrams_lost, bytes_lost, trains_unknown, bytes_unknown, error)
     return TrainColumns.of(tuple(trains), losses if any(losses) else None)

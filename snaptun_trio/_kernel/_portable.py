@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from . import _abi, _options, _sockaddr
 from ._interface import Position, Sent
 from ._pieces import Arrival, pieces, received
+from ._slab import COPIED_UP_TO
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,7 +71,9 @@ class PortableBackend:
                     if not isinstance(error, BlockingIOError):
                         late_error = error
                     break
-        memory = slab.view(slab.lend()).toreadonly()[slab.packed_size :]
+        copy = sum([length for length, *_ in rows]) <= COPIED_UP_TO
+        memory = memoryview(slab.payload) if copy else slab.view(slab.lend())
+        memory = memory.toreadonly()[slab.packed_size :]
         stride = slab.stride
         return received(
             [
@@ -85,6 +88,7 @@ class PortableBackend:
             ],
             _options.gro_enabled(sock),
             late_error,
+            copy=copy,
         )
 
     def prepare(

@@ -219,10 +219,10 @@ async def test_f10_after_cut_control_messages_the_memory_is_lent_to_one_batch_at
         assert receiver.statistics().trains_with_unknown_boundaries == 5
         held = []
         for number in range(20):
-            plain.sendto(b"%02d" % number, into.getsockname())
+            plain.sendto(b"%02d" % number * 3000, into.getsockname())
             held.append(await receiver.receive())
         assert [bytes(batch.trains[-1].data) for batch in held] == [
-            b"%02d" % number for number in range(20)
+            b"%02d" % number * 3000 for number in range(20)
         ]
         statistics = pool.statistics()
         assert statistics.slabs_in_use == 20
