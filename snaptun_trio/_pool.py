@@ -67,6 +67,7 @@ class PacketBufPool:
         """How many slabs of each size are kept for reuse."""
         return self._capacity
 
+    @trio.lowlevel.enable_ki_protection
     def get(self) -> memoryview:
         """One writable buffer of ``buffer_size`` bytes, to build a packet in place.
 

@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+from itertools import starmap
+from operator import length_hint
 from types import MappingProxyType
 from typing import TYPE_CHECKING, final
 
@@ -25,7 +27,7 @@ from ._train import Address, PacketTrain, check_int, make_train
 
 if TYPE_CHECKING:
     import socket as stdlib_socket
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from ._batch import Columns
 
@@ -157,6 +159,9 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch[Address]]):
                 batch = self._take()
             return batch
 
+    # The one that is inherited could be interrupted with the batch in its hands.
+    __anext__ = receive
+
     @trio.lowlevel.enable_ki_protection
     def receive_nowait(self) -> PacketBatch[Address]:
         """Receive everything that is queued, without waiting.
@@ -171,6 +176,7 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch[Address]]):
             raise trio.WouldBlock
         return batch
 
+    @trio.lowlevel.enable_ki_protection
     def _receive_more(self) -> PacketBatch[Address] | None:
         """For the pump: what is left after a call that filled all that it was offered.
 
@@ -183,12 +189,14 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch[Address]]):
         except trio.ClosedResourceError:
             return None  # the next `receive` says so
 
+    @trio.lowlevel.enable_ki_protection
     async def recv_batch(self, handler: Callable[[bytes, Address], object]) -> None:
         """Receive once, and call ``handler(packet, address)`` for each datagram, in order.
 
         If the handler raises, the exception goes up unchanged. The datagram it was called with
         counts as delivered; those it did not get to are delivered by the next receive, of whatever
-        kind. A cancelled call has received nothing.
+        kind. A cancelled call has received nothing. Control-C can interrupt the handler like any
+        other exception, and nothing else from the receive on.
 
         Args:
           handler: a plain function; what it returns is ignored.
@@ -199,16 +207,16 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch[Address]]):
         """
         check_plain("handler", handler)
         batch = await self.receive()
-        called = 0
+        left = len(batch)
         try:
-            for packet, address in batch:
-                called += 1
-                result = handler(packet, address)
-                if result is not None:
-                    check_result("handler", result)
+            datagrams = iter(list(batch))
+            try:
+                _call_for_each(handler, datagrams)
+            finally:
+                left = length_hint(datagrams)
         except BaseException:
-            if called < len(batch):
-                self._held = _rest(batch, called)
+            if left:
+                self._held = _rest(batch, len(batch) - left)
             raise
 
     def statistics(self) -> ReceiverStatistics:
@@ -233,6 +241,7 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch[Address]]):
             gro=_options.gro_enabled(self._socket),
         )
 
+    @trio.lowlevel.enable_ki_protection
     def close(self) -> None:
         """Stop receiving, now and for good. The socket stays open.
 
@@ -315,8 +324,25 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch[Address]]):
         self._slots = max(_FEWEST_SLOTS, min(fitting, self._batch_size))
 
 
+@trio.lowlevel.disable_ki_protection
+def _call_for_each(
+    handler: Callable[[bytes, Address], object],
+    datagrams: Iterator[tuple[bytes, Address]],
+) -> None:
+    """Call the handler for each datagram, so that it can be interrupted, and nothing between.
+
+    That a datagram is taken from the iterator and that the handler is entered with it is one step
+    in C: no signal is heard in between.
+    """
+    for result in starmap(handler, datagrams):
+        if result is not None:
+            check_result("handler", result)
+
+
 def _rest(batch: PacketBatch[Address], skipped: int) -> PacketBatch[Address]:
     """The batch without its first ``skipped`` datagrams."""
+    if not skipped:
+        return batch
     kept: list[PacketTrain[Address]] = []
     for train in batch.trains:
         count = len(train)
