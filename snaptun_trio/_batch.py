@@ -217,7 +217,7 @@ class TrainColumns:
 
     def trains(self) -> tuple[PacketTrain, ...]:
         if self._trains is None:
-            if self._seen is None or self.plain:
+            if self._seen is None:
                 made = map(make_train, self.payloads, self.segment_sizes, self.addresses)
             else:
                 made = map(over, self._seen, self.payloads)
