@@ -138,3 +138,10 @@ def soak(session: nox.Session) -> None:
     install(session, "test", package=".[cli]")
     command = ("python", "-P", "-m", "pytest", "-m", "soak", "-s", "tests/faults")
     session.run(*command, *session.posargs)
+
+
+@nox.session(default=False)
+def mutate(session: nox.Session) -> None:
+    """Put small faults into the package, and see which the tests miss. Options: `-- --help`."""
+    install(session, "test", package=".[cli]")
+    session.run("python", "-m", "tests.mutation", *session.posargs)
