@@ -144,11 +144,11 @@ def constant(node: ast.Constant, source: Source) -> Edits:
     if isinstance(value, bool):
         yield source.replace(node, str(not value), f"{value} -> {not value}")
     elif isinstance(value, int | float):
-        for other in dict.fromkeys((value + 1, value - 1, 1)):
-            if other != value and (other >= 0 or value == 0) and not (other == 1 and value < 16):
+        # A bound that is 1 is as good as none. A first item that becomes the last is no slip.
+        bounds = (value + 1, value - 1, 1) if value >= 16 else (value + 1, value - 1)
+        for other in bounds:
+            if other >= 0:
                 yield source.replace(node, f"({other})", f"{source.excerpt(node)} -> {other}")
-        if value in (0, 2):
-            yield source.replace(node, "(1)", f"{source.excerpt(node)} -> 1")
 
 
 def aug_assign(node: ast.AugAssign, source: Source) -> Edits:
