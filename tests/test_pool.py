@@ -292,18 +292,22 @@ def test_views_may_be_dropped_in_other_threads() -> None:
     pool = PacketBufPool(100, capacity=4)
     rounds, workers = 300, 4
 
-    def work(mark: bytes) -> None:
-        for _ in range(rounds):
+    def work(number: int) -> None:
+        earlier, earlier_mark = memoryview(b""), b""
+        for turn in range(rounds):
+            mark = bytes([2 * number + turn % 2])
             view = pool.get()
             view[:] = mark * 100
             part = view[50:]
             del view
             assert bytes(part) == mark * 50
+            assert bytes(earlier) == earlier_mark * len(earlier)
+            earlier, earlier_mark = part, mark
 
     failures: list[object] = []
     before, threading.excepthook = threading.excepthook, failures.append
     try:
-        threads = [threading.Thread(target=work, args=(bytes([n]),)) for n in range(workers)]
+        threads = [threading.Thread(target=work, args=(n,)) for n in range(workers)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -314,7 +318,8 @@ def test_views_may_be_dropped_in_other_threads() -> None:
     statistics = pool.statistics()
     assert statistics.slabs_in_use == 0
     assert statistics.reused + statistics.allocated == rounds * workers
-    assert statistics.most_in_use <= workers
+    # Each worker still sees its last part when it asks for the next buffer.
+    assert statistics.most_in_use <= 2 * workers
 
 
 # -- what is refused
