@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import select
+import signal
 import socket
 import sys
 from typing import TYPE_CHECKING, Protocol
@@ -198,3 +199,17 @@ def numbered(count: int, size: int, start: int = 0) -> list[bytes]:
         (number.to_bytes(4, "big") * (size // 4 + 1))[:size]
         for number in range(start, start + count)
     ]
+
+
+@contextlib.contextmanager
+def children_take_ctrl_c() -> Iterator[None]:
+    """Processes that are started here get SIGINT with its usual meaning.
+
+    A shell has its background jobs ignore it, and what is ignored is inherited: a program that is
+    started so would never notice.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

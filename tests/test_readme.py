@@ -22,6 +22,8 @@ import trio.testing
 
 from snaptun_trio import PacketBatch, PacketTrain, UdpBatchReceiver
 
+from . import ends
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import ModuleType
@@ -91,9 +93,11 @@ def test_every_example_is_shown_in_the_docs() -> None:
 @pytest.mark.core
 def test_echo_example_echoes_as_a_program(stdlib_socket: socket.socket) -> None:
     command = [sys.executable, str(EXAMPLES / "echo.py")]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as program:
+    with ends.children_take_ctrl_c():
+        program = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+    with program:
         try:
             assert program.stdout is not None
             announced = re.fullmatch(r"echoing on (\S+) port (\d+)\n", program.stdout.readline())
@@ -106,7 +110,10 @@ def test_echo_example_echoes_as_a_program(stdlib_socket: socket.socket) -> None:
             assert answers == [(packet, address) for packet in packets]
         finally:
             program.send_signal(signal.SIGINT)
-            _, stderr = program.communicate(timeout=HANG_GUARD)
+            try:
+                _, stderr = program.communicate(timeout=HANG_GUARD)
+            finally:
+                program.kill()  # or leaving the block would wait for it for ever
     assert "KeyboardInterrupt" in stderr  # ended by us, not by an error of its own
 
 

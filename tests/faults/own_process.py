@@ -103,6 +103,8 @@ def _be_the_child(
     code = 1
     try:
         faulthandler.enable(2)
+        # A shell has its background jobs ignore it, and what is ignored is inherited.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         unraisable: list[str] = []
         sys.unraisablehook = lambda hook: unraisable.append(
             f"{hook.err_msg or 'exception ignored in'} {hook.object!r}: {hook.exc_value!r}"
