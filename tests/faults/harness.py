@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from .ledger import Ledger
 
-PATIENCE = 30.0
+PATIENCE = 90.0
 """Seconds that a test waits for the kernel to deliver before it says that nothing comes."""
 
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import random
 import struct
-import time
 from typing import TYPE_CHECKING
 
+import attrs
 import pytest
 import trio
 
@@ -24,7 +25,7 @@ from snaptun_trio import (
     UdpBatchSender,
 )
 
-from . import harness, laws, ledger, netns, own_process, packets, sockets, tun
+from . import harness, interposer, laws, ledger, netns, own_process, packets, sockets, tun
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -114,15 +115,38 @@ def _icmp_unreachable(original: bytes, code: int, kind: int = 3, info: int = 0) 
     return header[:10] + struct.pack("!H", checksum) + header[12:] + body
 
 
-@pytest.mark.parametrize("recverr", [False, True])
-@pytest.mark.parametrize("every", [0.0001, 0.0])
-async def test_f6_a_storm_of_icmp_messages_refuses_no_datagram(recverr: bool, every: float) -> None:
-    """Forged "unreachable" and "too big" for a connected socket, ten thousand a second: the errors
-    are about the past, so each datagram that is sent meanwhile is sent.
+@attrs.frozen
+class Storm:
+    """A sender that is connected to the stranger, and what forged messages say to it."""
 
-    As fast as a process can write, a million a second, a new error is there before any call can be
-    made again. Then a datagram may be refused, but it is reported, and none is lost or doubled.
-    """
+    device: tun.Tun
+    sender: UdpBatchSender
+    receiver: UdpBatchReceiver
+    messages: list[bytes]
+    book: ledger.Ledger = attrs.field(factory=ledger.Ledger)
+
+    async def send(self, number: int) -> None:
+        """Send three more datagrams, and enter what became of them."""
+        batch = harness.batch_of(self.book.write_many(3, size=16 + number % 700), None)
+        with harness.refusals_entered(self.book):
+            await self.sender.send(batch)
+        with pytest.raises(trio.WouldBlock):
+            self.receiver.receive_nowait()
+        self.book.deliver_all(_sent_into(self.device))
+
+    @property
+    def errors(self) -> int:
+        """How many errors the sender knows to be about earlier datagrams."""
+        return sum(self.sender.statistics().asynchronous_errors.values())
+
+    def check(self) -> None:
+        laws.l2_clean(self.book.account())
+        laws.sender_adds_up(self.sender.statistics(), self.book.account())
+        assert self.sender.gso
+
+
+@contextlib.contextmanager
+def _in_a_storm(recverr: bool) -> Iterator[Storm]:
     with (
         tun.Tun("tun0", ip=HERE, peer_ip=STRANGER) as device,
         sockets.udp(HERE) as sock,
@@ -131,36 +155,58 @@ async def test_f6_a_storm_of_icmp_messages_refuses_no_datagram(recverr: bool, ev
             sockets.with_error_queue(sock)
         sock.connect((STRANGER, 7))
         original = packets.udp_packet(sock.getsockname(), (STRANGER, 7), b"x")
-        storm = [_icmp_unreachable(original, code) for code in (3, 1, 13, 0, 2)]
-        storm.append(_icmp_unreachable(original, 4, info=600))  # Fragmentation needed.
-        sender, receiver = UdpBatchSender(sock), UdpBatchReceiver(sock)
-        book = ledger.Ledger()
-        storm_process = _blow(device.fd, storm, every)
+        messages = [_icmp_unreachable(original, code) for code in (3, 1, 13, 0, 2)]
+        messages.append(_icmp_unreachable(original, 4, info=600))  # Fragmentation needed.
+        yield Storm(device, UdpBatchSender(sock), UdpBatchReceiver(sock), messages)
+
+
+@pytest.mark.parametrize("recverr", [False, True])
+async def test_f6_a_storm_of_icmp_messages_refuses_no_datagram(
+    recverr: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forged "unreachable" and "too big" for a connected socket, before two of every three tries to
+    send: the errors are about the past, so each datagram that is sent meanwhile is sent.
+
+    A hundred thousand messages a second would be as dense.
+    """
+    tries = itertools.count()
+
+    def before_a_try(message: interposer.Message) -> int:
+        if next(tries) % 3 < 2:
+            os.write(storm.device.fd, next(forged))
+        return 0
+
+    interposer.Interposer(monkeypatch, before_a_try)
+    with _in_a_storm(recverr) as storm:
+        forged = itertools.cycle(storm.messages)
+        for number in range(1500):
+            await storm.send(number)
+        assert storm.errors > 500
+        assert storm.book.account().refused == {}
+        storm.check()
+
+
+@pytest.mark.parametrize("recverr", [False, True])
+async def test_f6_the_densest_storm_of_icmp_messages_loses_nothing_unsaid(recverr: bool) -> None:
+    """As fast as a process can write, a million a second, a new error is there before any call can
+    be made again. Then a datagram may be refused, but it is reported, and none is lost or doubled.
+    """
+    with _in_a_storm(recverr) as storm:
+        storm_process = _blow(storm.device.fd, storm.messages)
         try:
             with trio.fail_after(harness.PATIENCE):
-                for number in range(1500):
-                    batch = harness.batch_of(book.write_many(3, size=16 + number % 700), None)
-                    with harness.refusals_entered(book):
-                        await sender.send(batch)
-                    with pytest.raises(trio.WouldBlock):
-                        receiver.receive_nowait()
-                    book.deliver_all(_sent_into(device))
+                number = 0
+                while number < 1500 or storm.errors <= 10:
+                    await storm.send(number)
+                    number += 1
         finally:
             own_process.kill(storm_process)
-        book.deliver_all(_sent_into(device))
-        account = book.account()
-        errors = sender.statistics().asynchronous_errors.values()
-        assert sum(errors) > 10
-        if every:
-            assert account.refused == {}
-        laws.l2_clean(account)
-        laws.sender_adds_up(sender.statistics(), account)
-        assert sender.gso
+        storm.book.deliver_all(_sent_into(storm.device))
+        storm.check()
 
 
-def _blow(fd: int, packets_: list[bytes], every: float) -> int:
-    """Write these packets again and again, one each so many seconds or slower, in a process of its
-    own, until it is killed."""
+def _blow(fd: int, packets_: list[bytes]) -> int:
+    """Write these packets again and again, in a process of its own, until it is killed."""
     child = own_process.fork()
     if child == 0:
         parent = os.getppid()
@@ -168,9 +214,6 @@ def _blow(fd: int, packets_: list[bytes], every: float) -> int:
             for packet in packets_:
                 with contextlib.suppress(OSError):
                     os.write(fd, packet)
-                until = time.perf_counter() + every
-                while time.perf_counter() < until:
-                    pass
         os._exit(0)
     return child
 

@@ -20,9 +20,11 @@ from snaptun_trio import (
     UdpBatchSender,
 )
 
-from . import harness, interposer, laws, ledger, limits, netns, sockets
+from . import harness, interposer, laws, ledger, netns, sockets
 
 if TYPE_CHECKING:
+    import socket
+
     from snaptun_trio import Address
 
 pytestmark = pytest.mark.usefixtures("backend")
@@ -409,35 +411,41 @@ async def test_f22_while_a_dead_neighbour_holds_the_buffer_a_deadline_still_work
                 break
         left = sender.statistics().datagrams_queued
         assert left > 0
-        with limits.measured() as load:
-            with trio.move_on_after(0.05) as scope:
-                await sender.flush()
+        with trio.move_on_after(0.05) as scope:
+            await sender.flush()
         assert scope.cancelled_caught
-        assert load.wall_seconds < 2  # The kernel would have held it for three.
         laws.sender_adds_up(sender.statistics())
         assert sender.statistics().datagrams_queued == left
 
 
 @pytest.mark.own_network
-async def test_f22_the_pumps_default_buffer_outlasts_a_dead_neighbour() -> None:
+async def test_f22_the_pumps_default_buffer_outlasts_a_dead_neighbour(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A thousand datagrams into the void, and a live peer gets everything without a wait."""
     netns.veth(far := netns.Namespace())
     with far:
         into = sockets.udp("10.0.0.2")
     from snaptun_trio import open_batch_pump
 
+    waits: list[object] = []
+    real_wait = trio.lowlevel.wait_writable
+
+    async def counted_wait(sock: socket.socket) -> None:
+        waits.append(sock)
+        await real_wait(sock)
+
+    monkeypatch.setattr(trio.lowlevel, "wait_writable", counted_wait)
     book = ledger.Ledger()
     with into:
         receiver = UdpBatchReceiver(into)
         async with open_batch_pump(("10.0.0.1", 0)) as pump:
             dead = [PacketTrain(bytes(100), 100, ("10.0.0.77", 9)) for _ in range(1000)]
-            with trio.fail_after(2.5):  # The neighbour would hold us for three seconds.
-                await pump.outgoing.send(PacketBatch(dead))
-                for _ in range(10):
-                    await pump.outgoing.send(
-                        harness.batch_of(book.write_many(50), into.getsockname())
-                    )
-                await harness.collect(receiver, book)
+            await pump.outgoing.send(PacketBatch(dead))
+            for _ in range(10):
+                await pump.outgoing.send(harness.batch_of(book.write_many(50), into.getsockname()))
+            await harness.collect(receiver, book)
+            assert waits == []  # The neighbour would hold us for three seconds.
             laws.l2_clean(book.account())
             counters = pump.statistics().sender
             assert counters is not None
