@@ -1,5 +1,5 @@
-# What all tests share: the two backends, sockets that close themselves, and the rule that a core
-# test may not be skipped where SNAPTUN_TRIO_REQUIRE_CORE=1 says so.
+# What all tests share: the two backends, sockets that close themselves, a bound for a test that
+# hangs, and the rule that a core test may not be skipped where SNAPTUN_TRIO_REQUIRE_CORE=1 says so.
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from snaptun_trio._kernel import _portable
 
-from . import ends, scripted
+from . import ends, hanging, scripted
 
 if sys.platform == "linux":
     from snaptun_trio._kernel import _linux
@@ -37,6 +37,11 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("snaptun_trio")
 
 _REQUIRE_CORE = "SNAPTUN_TRIO_REQUIRE_CORE"
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if isinstance(item, pytest.Function) and not item.get_closest_marker("soak"):
+        item.obj = hanging.guarded(item.obj)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -69,20 +69,32 @@ def close_end(end: UdpBatchReceiver | UdpBatchSender, what: str) -> None:
         end.socket.close()
 
 
+async def check_closing_wakes(
+    wait: Callable[[], Awaitable[object]], end: UdpBatchReceiver | UdpBatchSender, what: str
+) -> None:
+    """A task that waits is told. If it is not, it still waits once all tasks are blocked again."""
+    told = False
+
+    async def waiting() -> None:
+        nonlocal told
+        with pytest.raises(trio.ClosedResourceError):
+            await wait()
+        told = True
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(waiting)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not told
+        close_end(end, what)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert told
+
+
 @pytest.mark.core
 @pytest.mark.parametrize("what", ["end", "socket"])
-async def test_closing_wakes_the_task_that_waits_to_receive(
-    pair: ends.Pair, nursery: trio.Nursery, what: str
-) -> None:
-    async def receive() -> None:
-        with pytest.raises(trio.ClosedResourceError):
-            await pair.receiver.receive()
-
-    with trio.fail_after(ends.PATIENCE):
-        async with trio.open_nursery() as waiting:
-            waiting.start_soon(receive)
-            await trio.testing.wait_all_tasks_blocked()
-            close_end(pair.receiver, what)
+async def test_closing_wakes_the_task_that_waits_to_receive(pair: ends.Pair, what: str) -> None:
+    await check_closing_wakes(pair.receiver.receive, pair.receiver, what)
 
 
 @pytest.mark.parametrize("what", ["end", "socket"])
@@ -92,16 +104,8 @@ async def test_closing_a_trio_socket_or_its_receiver_wakes_the_task_that_waits(
     sock = trio.socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     await sock.bind(("127.0.0.1", 0))
     receiver = UdpBatchReceiver(sock)
-
-    async def receive() -> None:
-        with pytest.raises(trio.ClosedResourceError):
-            await receiver.receive()
-
-    with sock, trio.fail_after(ends.PATIENCE):
-        async with trio.open_nursery() as waiting:
-            waiting.start_soon(receive)
-            await trio.testing.wait_all_tasks_blocked()
-            close_end(receiver, what)
+    with sock:
+        await check_closing_wakes(receiver.receive, receiver, what)
 
 
 @pytest.mark.parametrize("what", ["end", "socket"])
@@ -116,18 +120,13 @@ async def test_closing_wakes_the_task_that_waits_to_send(
     kernel.sends.append(-errno.EAGAIN)
 
     async def wait() -> None:
-        with pytest.raises(trio.ClosedResourceError):
-            if call == "flush":
-                sender.try_queue_packet(b"x", HERE)
-                await sender.flush()
-            else:
-                await sender.send(ONE)
+        if call == "flush":
+            sender.try_queue_packet(b"x", HERE)
+            await sender.flush()
+        else:
+            await sender.send(ONE)
 
-    with trio.fail_after(ends.PATIENCE):
-        async with trio.open_nursery() as waiting:
-            waiting.start_soon(wait)
-            await trio.testing.wait_all_tasks_blocked()
-            close_end(sender, what)
+    await check_closing_wakes(wait, sender, what)
     assert kernel.sent == []
 
 
