@@ -1,8 +1,10 @@
 # What can be run on the project: tests, lint, typing, docs, benchmarks. `nox -l` lists it.
 #
-# The tests run on every Python that this machine has of those the classifiers name, against the
-# installed package and never the checkout. No session needs a network but for pip's installs, and
-# this file must not know what the tests and benchmarks do: it passes their options through.
+# The tests run against the installed package and never the checkout, in as many processes as there
+# are processors (`-n 0` is one process, for a debugger): all of them on the Python that nox runs
+# on, the core suite on the others that this machine has of those the classifiers name. No session
+# needs a network but for pip's installs, and this file must not know what the tests and benchmarks
+# do: it passes their options through.
 
 from __future__ import annotations
 
@@ -20,12 +22,19 @@ nox.options.default_venv_backend = "virtualenv"
 nox.options.reuse_venv = "yes"
 nox.options.download_python = "never"
 nox.options.error_on_missing_interpreters = False
-nox.options.sessions = ["tests", "coverage", "lint", "typing", "docs"]
+nox.options.sessions = ["tests", "pythons", "coverage", "lint", "typing", "docs"]
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 CURRENT = f"{sys.version_info.major}.{sys.version_info.minor}"  # the Python that nox runs on
 PYTHONS = list(dict.fromkeys([*nox.project.python_versions(PYPROJECT), CURRENT]))
+OTHERS = [version for version in PYTHONS if version != CURRENT]
 MINIMUM_COVERAGE = 97
+
+# -P keeps the checkout off the path: what is tested is the package that was installed.
+PYTEST = ("python", "-P", "-m", "pytest")
+PARALLEL = ("-n", "auto", "--dist", "worksteal")
+# The fault suite takes most of the time and is about the kernel, which is the same for all.
+CORE = ("--ignore=tests/faults",)
 
 
 def switch_on_all_of_pyenv() -> None:
@@ -54,23 +63,26 @@ def install(session: nox.Session, *groups: str, package: str | None = ".") -> No
     session.install(*wanted, *([package] if package else []))
 
 
-@nox.session(python=PYTHONS)
+@nox.session
 def tests(session: nox.Session) -> None:
-    """The test suite on one Python, under branch coverage. Options go to pytest.
-
-    The fault suite takes most of the time and is about the kernel, which is the same for all: of
-    several Pythons only the one that nox runs on has it, unless options say what to run.
-    """
+    """Every test, on the Python that nox runs on. Options go to pytest."""
     install(session, "test", package=".[cli]")
-    rest = [] if session.python == CURRENT else ["--ignore=tests/faults"]
-    for stale in Path().glob(f".coverage.{session.python}.*"):
-        stale.unlink()
-    # -P keeps the checkout off the path: what is tested is the package that was installed.
-    session.run(
-        *("python", "-P", "-m", "coverage", "run", "-m", "pytest"),
-        *(session.posargs or rest),
-        env={"COVERAGE_FILE": f".coverage.{session.python}"},
-    )
+    session.run(*PYTEST, *PARALLEL, *session.posargs)
+
+
+@nox.session(default=False)
+def quick(session: nox.Session) -> None:
+    """What one runs while working: no faults, nothing slow, few examples. Options go to pytest."""
+    install(session, "test", package=".[cli]")
+    options = ("-q", "-m", "not slow", "--hypothesis-profile=quick")
+    session.run(*PYTEST, *PARALLEL, *CORE, *options, *session.posargs)
+
+
+@nox.session(python=OTHERS)
+def pythons(session: nox.Session) -> None:
+    """The core suite on the other Pythons. Options go to pytest."""
+    install(session, "test", package=".[cli]")
+    session.run(*PYTEST, *PARALLEL, *(session.posargs or CORE))
 
 
 @nox.session(default=False)
@@ -78,13 +90,15 @@ def minimums(session: nox.Session) -> None:
     """The test suite with the oldest trio and attrs that the package admits."""
     oldest = [line.replace(">=", "==") for line in PYPROJECT["project"]["dependencies"]]
     session.install(*nox.project.dependency_groups(PYPROJECT, "test"), ".[cli]", *oldest)
-    session.run("python", "-P", "-m", "pytest", *session.posargs)
+    session.run(*PYTEST, *PARALLEL, *session.posargs)
 
 
 @nox.session
 def coverage(session: nox.Session) -> None:
-    """What the tests sessions covered between them; fails below the project's minimum."""
-    session.install(*(d for d in PYPROJECT["dependency-groups"]["test"] if "coverage" in d))
+    """The core suite under branch coverage; fails below the project's minimum."""
+    install(session, "test", package=".[cli]")
+    session.run("coverage", "erase")
+    session.run("python", "-P", "-m", "coverage", "run", "-m", "pytest", *PARALLEL, *CORE)
     session.run("coverage", "combine", "--quiet")
     session.run("coverage", "report", f"--fail-under={MINIMUM_COVERAGE}")
 
@@ -136,8 +150,7 @@ def bench(session: nox.Session) -> None:
 def soak(session: nox.Session) -> None:
     """The long forms of the fault tests, hours if wished. Options go to pytest: `-- --help`."""
     install(session, "test", package=".[cli]")
-    command = ("python", "-P", "-m", "pytest", "-m", "soak", "-s", "tests/faults")
-    session.run(*command, *session.posargs)
+    session.run(*PYTEST, "-m", "soak", "-s", "tests/faults", *session.posargs)
 
 
 @nox.session(default=False)

@@ -84,6 +84,7 @@ def forwarder(directory: Path, code: str) -> Leg:
 # --- the whole command --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.core
 @pytest.mark.parametrize(
     "environment",
@@ -122,6 +123,7 @@ def test_a_small_run_accounts_for_every_datagram(
         assert pump["gro"] is False
 
 
+@pytest.mark.slow
 def test_a_run_by_time_with_single_datagrams(tmp_path: Path) -> None:
     figures = tmp_path / "figures.json"
     options = ("--seconds", "0.5", "--train", "1", "--size", "100", "--json", figures)
@@ -132,6 +134,7 @@ def test_a_run_by_time_with_single_datagrams(tmp_path: Path) -> None:
         assert leg["sent"] == leg["delivered"] + (leg["dropped"] or 0)
 
 
+@pytest.mark.slow
 def test_it_runs_without_rich(tmp_path: Path) -> None:
     done = run_cli("demo", "--datagrams", "500", cwd=tmp_path, path=hide_rich(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
@@ -175,6 +178,7 @@ def test_a_usage_error_exits_with_2(
     assert "usage: python -m snaptun_trio" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @linux_only
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "kill -9"])
 def test_no_process_is_left_behind(ending: signal.Signals, tmp_path: Path) -> None:
@@ -224,6 +228,7 @@ def children_of(parent: int) -> list[int]:
 # --- faults put in ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_datagram_lost_inside_the_forwarder_exits_with_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -255,6 +260,7 @@ def test_a_datagram_lost_inside_the_forwarder_exits_with_1(
     assert found["legs"][0]["delivered"] == 1999
 
 
+@pytest.mark.slow
 def test_a_changed_byte_exits_with_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     leg = forwarder(
         tmp_path,
@@ -277,6 +283,7 @@ def test_a_changed_byte_exits_with_1(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "1 datagrams arrived with a wrong checksum" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @linux_only
 @pytest.mark.parametrize("kind", ["pump", "trio.socket"])
 def test_what_the_kernel_drops_is_accounted_for_to_the_datagram(kind: str, tmp_path: Path) -> None:
@@ -328,6 +335,7 @@ def test_a_forwarder_that_ends_early_exits_with_1(capsys: pytest.CaptureFixture[
     assert "the nobody process ended early" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_forwarder_that_forwards_nothing_is_given_up(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
