@@ -76,6 +76,17 @@ def kernel_knows(option: int) -> bool:
     return True
 
 
+def deafen(sock: socket.socket) -> Address:
+    """Let nobody listen at this socket's address, and nobody else come to: returns that address.
+
+    Once it is closed another process could be given the port. So it stays, and hears one peer only
+    that never speaks; for all others the kernel answers that the port is unreachable.
+    """
+    address = address_of(sock)
+    sock.connect((address[0], 9))
+    return address
+
+
 def address_of(sock: socket.socket | trio.socket.SocketType) -> Address:
     """Where a socket is bound to."""
     address: Address = sock.getsockname()

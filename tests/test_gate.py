@@ -116,13 +116,11 @@ async def test_an_error_queue_that_the_owner_switched_on_is_emptied(
     backend: str, udp: ends.MakeSocket, host: str, nursery: trio.Nursery
 ) -> None:
     """One unread entry keeps the socket ready for ever; the task must come to rest."""
-    sock, dead = udp(host), udp(host)
+    sock, nobody = udp(host), ends.deafen(udp(host))
     if host == "::1":
         sock.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVERR, 1)
     else:
         sock.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
-    nobody = dead.getsockname()
-    dead.close()
     receiver = UdpBatchReceiver(sock)
     received: list[bytes] = []
 

@@ -203,9 +203,7 @@ def test_the_rest_of_a_train_keeps_what_was_told_of_it(
 def test_a_refusal_of_an_earlier_datagram_ends_nothing(backend: str, udp: ends.MakeSocket) -> None:
     sock, peer = udp(), udp()
     receiver = UdpBatchReceiver(sock)
-    dead = udp()
-    sock.connect(dead.getsockname())
-    dead.close()
+    sock.connect(ends.deafen(udp()))
     sock.send(b"nobody listens")
     with pytest.raises(trio.WouldBlock):
         receiver.receive_nowait()

@@ -15,6 +15,7 @@ import time
 import pytest
 import trio
 
+from .. import ends
 from . import ledger, limits, netns, packets, sandbox, sockets, tun
 
 GSO_CONTROL = socket.SOL_UDP if hasattr(socket, "SOL_UDP") else socket.IPPROTO_UDP
@@ -64,8 +65,7 @@ def test_with_an_error_queue_a_dead_peer_costs_a_live_one_its_datagram() -> None
         sockets.udp() as live,
         sockets.udp() as dead,
     ):
-        nobody = dead.getsockname()
-        dead.close()
+        nobody = ends.deafen(dead)
         sock.sendto(b"1", nobody)
         assert errno_of(sock.sendto, b"2", live.getsockname()) == errno.ECONNREFUSED
         sock.sendto(b"3", live.getsockname())
@@ -74,8 +74,7 @@ def test_with_an_error_queue_a_dead_peer_costs_a_live_one_its_datagram() -> None
 
 def test_an_unread_error_queue_wakes_a_reader_for_ever() -> None:
     with sockets.with_error_queue(sockets.udp()) as sock, sockets.udp() as dead:
-        nobody = dead.getsockname()
-        dead.close()
+        nobody = ends.deafen(dead)
         sock.sendto(b"1", nobody)
         assert errno_of(sock.recv, 100) == errno.ECONNREFUSED
         for _ in range(100):

@@ -20,6 +20,7 @@ from snaptun_trio import (
     UdpBatchSender,
 )
 
+from .. import ends
 from . import harness, interposer, laws, ledger, netns, sockets
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from snaptun_trio import Address
 
 pytestmark = pytest.mark.usefixtures("backend")
+
+ALONE = "127.77.0.1"  # where a port that was given up is still free a moment later
 
 
 # -- F16: EAGAIN
@@ -303,7 +306,7 @@ async def test_f19_a_source_or_an_interface_that_is_not_there_fails_alone() -> N
 async def test_f20_a_dead_connected_peer_refuses_nothing_and_is_counted() -> None:
     """Every second send meets the ICMP answer to the one before: all are sent, each once."""
     book = ledger.Ledger()
-    with sockets.udp() as out, sockets.udp() as peer:
+    with sockets.udp() as out, sockets.udp(ALONE) as peer:
         nobody = peer.getsockname()
         out.connect(nobody)
         sender = UdpBatchSender(out)
@@ -314,7 +317,7 @@ async def test_f20_a_dead_connected_peer_refuses_nothing_and_is_counted() -> Non
         assert counters.datagrams_sent == 300
         assert counters.asynchronous_errors[errno.ECONNREFUSED] > 0
         # Somebody comes to live there: from now on everything arrives.
-        with sockets.udp(port=nobody[1]) as alive:
+        with sockets.udp(ALONE, port=nobody[1]) as alive:
             live = ledger.Ledger()
             receiver = UdpBatchReceiver(alive)
             await sender.send(harness.batch_of(live.write_many(300), None))
@@ -332,8 +335,7 @@ async def test_f20_with_ip_recverr_a_dead_peer_costs_a_live_one_nothing(gso: boo
         sockets.udp() as into,
         sockets.udp() as closed,
     ):
-        nobody = closed.getsockname()
-        closed.close()
+        nobody = ends.deafen(closed)
         sender, receiver = UdpBatchSender(out, gso=gso), UdpBatchReceiver(into)
         trains: list[PacketTrain] = []
         for _ in range(100):
@@ -374,7 +376,7 @@ async def test_f20_several_errors_about_earlier_datagrams_in_a_row_refuse_nothin
 async def test_f20_a_dead_peer_ends_no_receive_and_eats_no_datagram() -> None:
     """A connected receiver whose peer is gone and comes back: an error, then what was sent."""
     book = ledger.Ledger()
-    with sockets.udp() as into, sockets.udp() as peer:
+    with sockets.udp() as into, sockets.udp(ALONE) as peer:
         address = peer.getsockname()
         into.connect(address)
         receiver = UdpBatchReceiver(into)
@@ -383,7 +385,7 @@ async def test_f20_a_dead_peer_ends_no_receive_and_eats_no_datagram() -> None:
             into.send(b"anybody?")
             with pytest.raises(trio.WouldBlock):
                 receiver.receive_nowait()
-        with sockets.udp(port=address[1]) as alive:
+        with sockets.udp(ALONE, port=address[1]) as alive:
             into.send(b"anybody?")
             for datagram in book.write_many(20):
                 alive.sendto(datagram, into.getsockname())

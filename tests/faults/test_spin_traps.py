@@ -19,6 +19,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from snaptun_trio import SendBatchError, UdpBatchReceiver, UdpBatchSender
 
+from .. import ends
 from . import harness, ledger, netns, sockets
 
 if TYPE_CHECKING:
@@ -111,8 +112,7 @@ def with_unread_error(sock: socket.socket) -> None:
     """Switch IP_RECVERR on and let an error come in that nobody reads."""
     sockets.with_error_queue(sock)
     with sockets.udp() as dead:
-        nobody = dead.getsockname()
-    sock.sendto(b"x", nobody)
+        sock.sendto(b"x", ends.deafen(dead))
 
 
 async def test_s4_f21_an_unread_error_queue_does_not_keep_a_reader_awake(
@@ -137,8 +137,7 @@ async def test_s4_f21_errors_that_keep_coming_do_not_keep_a_reader_awake(
 ) -> None:
     """Every 50 ms another datagram to a dead peer: the queue fills again and again."""
     with sockets.udp() as sock, sockets.udp() as dead:
-        nobody = dead.getsockname()
-        dead.close()
+        nobody = ends.deafen(dead)
         sockets.with_error_queue(sock)
         receiver = UdpBatchReceiver(sock)
 
@@ -168,8 +167,7 @@ async def test_s4_f21_an_unread_error_queue_does_not_keep_a_writer_awake(
         return sock
 
     with blocked() as one, blocked() as two, sockets.udp() as into, sockets.udp() as dead:
-        nobody = dead.getsockname()
-        dead.close()
+        nobody = ends.deafen(dead)
         target = into.getsockname()
         for sock in (one, two):
             sock.sendto(b"x", nobody)
