@@ -140,6 +140,31 @@ def changelog(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def stress(session: nox.Session) -> None:
+    """Every test, so many times (`-- 20`), in random orders, while busy loops want the processors.
+
+    What follows the number goes to pytest.
+    """
+    runs, *rest = session.posargs or ["20"]
+    install(session, "test", package=".[cli]")
+    command = [f"{session.bin}/python", *PYTEST[1:], *PARALLEL, "-q", *rest]
+    loops = [
+        subprocess.Popen([sys.executable, "-c", "while True: pass"])
+        for _ in range((os.cpu_count() or 1) + 1)
+    ]
+    try:
+        failed = [
+            run for run in range(int(runs)) if subprocess.run(command, check=False).returncode
+        ]
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
+    if failed:
+        session.error(f"{len(failed)} of {runs} runs failed")
+
+
+@nox.session(default=False)
 def bench(session: nox.Session) -> None:
     """Measure beside the bare system calls and other libraries. Options: `-- --help`."""
     install(session, "test", "bench", package=".[cli]")
