@@ -22,6 +22,7 @@ from snaptun_trio import (
 )
 from snaptun_trio._kernel import _abi, _sockaddr
 from snaptun_trio._kernel._slab import COPIED_UP_TO
+from snaptun_trio._kernel._slab import COPIED_UP_TO
 
 from .recorder import Incoming, Message, Recorder
 from .test_columns import PEERS, alike, calls, messages_of_any_kind
@@ -99,6 +100,12 @@ def check_limits(messages: list[Message]) -> None:
         assert len(message.bases) <= 1024
 
 
+def check_forwarded(sent: list[tuple[bytes, Address | None]], batch: PacketBatch) -> None:
+    """A batch leaves as it came, from the slab it came in; a copied one may be regrouped."""
+    assert by_target(sent) == by_target(list(batch))
+    assert batch.nbytes <= COPIED_UP_TO or sent == list(batch)
+
+
 # Equal single datagrams of one peer, another and the first again: random lists seldom have them.
 @example(
     messages=[
@@ -117,7 +124,7 @@ def test_all_ways_of_filling_the_headers_send_the_same_datagrams(
     expected = list(batch)
     with_ecn = PacketBatch([PacketTrain(*_fields(train), ecn=1) for train in batch.trains])
     for gso in (True, False):
-        assert datagrams(wire.send(batch, gso=gso)) == expected
+        check_forwarded(datagrams(wire.send(batch, gso=gso)), batch)
     for way in (batch, PacketBatch(batch.trains), with_ecn):
         sent = wire.send(way)
         assert by_target(datagrams(sent)) == by_target(expected)
@@ -138,7 +145,7 @@ def test_one_call_after_the_other_is_forwarded_as_it_came(
             batch = batch if target is None else batch.to(target)
             for gso in (True, False):
                 sent = wire.send(batch, gso=gso)
-                assert datagrams(sent) == list(batch)
+                check_forwarded(datagrams(sent), batch)
                 check_limits(sent)
 
 
