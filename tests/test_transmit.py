@@ -22,7 +22,6 @@ from snaptun_trio import (
 )
 from snaptun_trio._kernel import _abi, _sockaddr
 from snaptun_trio._kernel._slab import COPIED_UP_TO
-from snaptun_trio._kernel._slab import COPIED_UP_TO
 
 from .recorder import Incoming, Message, Recorder
 from .test_columns import PEERS, alike, calls, messages_of_any_kind
