@@ -142,7 +142,8 @@ class ChannelOutlet(Outlet):
         super().__init__()
         self._channel = channel
 
-    async def _send(self, batch: PacketBatch, submission: Submission) -> None:
+    async def _send(self, batch: PacketBatch, submission: Submission) -> None:  # noqa: ASYNC910
+        # What refuses some datagrams has been a checkpoint, as every `SendChannel.send` is.
         try:
             await self._channel.send(batch)
         except SendBatchError as error:
