@@ -43,7 +43,11 @@ class QueueFullError(QueuePacketError):
     """The sender's queue has no room left. Flush it, then queue the packet again."""
 
     def __init__(self, packet: Packet, target: Address | None, batch_size: int) -> None:
-        super().__init__(f"the queue holds its {batch_size} datagrams", packet, target)
+        super().__init__(
+            f"no room in the queue, which holds {batch_size} datagrams: flush it first",
+            packet,
+            target,
+        )
 
 
 class PacketTooLargeError(QueuePacketError):
@@ -96,7 +100,8 @@ class SendBatchError(Exception):
         reasons = Counter({f.error.strerror or str(f.error): 0 for f in self.failures})
         for failure in self.failures:
             reasons[failure.error.strerror or str(failure.error)] += len(failure.train)
+        count = sum(reasons.values())
         super().__init__(
-            f"{sum(reasons.values())} datagrams could not be sent: "
-            + ", ".join(f"{reason} ({count})" for reason, count in reasons.items())
+            f"{count} datagram{'' if count == 1 else 's'} could not be sent: "
+            + ", ".join(f"{reason} ({times})" for reason, times in reasons.items())
         )

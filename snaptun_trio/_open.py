@@ -68,7 +68,9 @@ async def open_batch_pump(  # noqa: ASYNC911
       TypeError, ValueError: see `BatchPump`, `UdpBatchReceiver` and `UdpBatchSender`.
     """
     sock = (
-        _options.open_socket(socket) if isinstance(socket, tuple) else _options.check_socket(socket)
+        _options.open_socket(socket)
+        if isinstance(socket, tuple)
+        else _options.check_socket(socket, "a socket or an address (host, port)")
     )
     try:
         receiver = UdpBatchReceiver(

@@ -127,7 +127,9 @@ class Outlet(ABC):
             number = failure.error.errno or 0
             if now >= self._next_line.get(number, -math.inf):
                 self._next_line[number] = now + _SECONDS_BETWEEN_LINES
-                logger.warning("datagrams could not be sent: %s", failure.error)
+                address = failure.train.address
+                peer = "the connected peer" if address is None else address
+                logger.warning("datagrams could not be sent: %s; one to %s", failure.error, peer)
 
 
 def _waiting(batch: PacketBatch, submission: Submission) -> int:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from functools import partial
 from typing import TYPE_CHECKING
@@ -15,8 +16,12 @@ import trio
 from snaptun_trio import (
     PacketBatch,
     PacketTrain,
+    QueueFullError,
+    SendBatchError,
+    SendFailure,
     UdpBatchReceiver,
     UdpBatchSender,
+    open_batch_pump,
 )
 
 from . import ends
@@ -195,3 +200,32 @@ def test_a_source_address_of_the_other_family_is_called_that(
         with pytest.raises(ValueError, match=re.escape("'::1' is an IPv6 address, and ")):
             sender.try_queue_train(train)
         assert sender.is_empty
+
+
+def test_a_train_that_does_not_fit_is_not_told_that_the_queue_is_full(udp: ends.MakeSocket) -> None:
+    with UdpBatchSender(udp(), batch_size=4) as sender:
+        sender.try_queue_packet(b"x", PEER)
+        with pytest.raises(QueueFullError, match="no room in the queue, which holds 4"):
+            sender.try_queue_train(PacketTrain(b"four", 1, PEER))
+        assert not sender.is_full
+
+
+def test_one_failure_is_one_datagram() -> None:
+    failure = SendFailure(PacketTrain(b"x", 1, PEER), OSError(errno.EACCES, "Permission denied"))
+    assert str(SendBatchError([failure])) == ("1 datagram could not be sent: Permission denied (1)")
+
+
+@pytest.mark.parametrize("slip", ["127.0.0.1:53", ["127.0.0.1", 53], None])
+async def test_a_pump_that_is_opened_on_neither_says_that_an_address_would_do(slip: object) -> None:
+    message = f"a socket or an address (host, port) is needed, not {slip!r}"
+    with pytest.raises(TypeError, match=re.escape(message)):
+        async with open_batch_pump(slip):  # type: ignore[arg-type]
+            raise AssertionError("opened")
+
+
+async def test_an_address_that_cannot_be_bound_is_named(udp: ends.MakeSocket) -> None:
+    taken = ends.address_of(udp())
+    with pytest.raises(OSError, match=re.escape(str(taken))) as refusal:
+        async with open_batch_pump(taken):
+            raise AssertionError("opened")
+    assert refusal.value.errno == errno.EADDRINUSE

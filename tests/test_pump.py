@@ -382,6 +382,8 @@ async def test_what_the_sender_refuses_is_counted_and_ends_nothing(
     logged = [record.getMessage() for record in caplog.records]
     assert len(logged) == 2
     assert "Permission denied" in logged[0]
+    (peer,) = {train.address for train in batch(b"bad").trains}
+    assert str(peer) in logged[0], "an operator can look for the target"
 
 
 async def test_a_refusal_is_logged_once_a_minute_for_each_errno(

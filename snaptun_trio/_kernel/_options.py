@@ -24,15 +24,19 @@ if TYPE_CHECKING:
 _LINUX = sys.platform == "linux"
 
 
-def check_socket(sock: object) -> Socket:
+def check_socket(sock: object, wanted: str = "a trio or standard library socket") -> Socket:
     """Make sure that this is a socket we can move datagrams on.
+
+    Args:
+      sock: what was given.
+      wanted: what could have been given.
 
     Raises:
       TypeError: it is neither a `trio.socket.SocketType` nor a `socket.socket`.
       ValueError: it is not a UDP socket of IPv4 or IPv6, it is closed, or it would block.
     """
     if not isinstance(sock, trio.socket.SocketType | socket.socket):
-        raise TypeError(f"a trio or standard library socket is needed, not {brief(sock, 80)}")
+        raise TypeError(f"{wanted} is needed, not {brief(sock, 80)}")
     if sock.fileno() < 0:
         raise ValueError("the socket is closed")
     if sock.type != socket.SOCK_DGRAM or sock.family not in (socket.AF_INET, socket.AF_INET6):
@@ -63,7 +67,10 @@ def open_socket(address: Address) -> trio.socket.SocketType:
         for name in (socket.SO_RCVBUF, socket.SO_SNDBUF):
             if sock.getsockopt(socket.SOL_SOCKET, name) < _SOCKET_BUFFER:
                 sock.setsockopt(socket.SOL_SOCKET, name, _SOCKET_BUFFER)
-        sock.bind(address)
+        try:
+            sock.bind(address)
+        except OSError as error:  # the kernel does not say which address
+            raise OSError(error.errno, f"{error.strerror}: {address}") from None
         return trio.socket.from_stdlib_socket(sock)
     except BaseException:
         sock.close()
