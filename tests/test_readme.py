@@ -117,6 +117,43 @@ def test_echo_example_echoes_as_a_program(stdlib_socket: socket.socket) -> None:
     assert "KeyboardInterrupt" in stderr  # ended by us, not by an error of its own
 
 
+def test_stop_example_ends_in_order(stdlib_socket: socket.socket) -> None:
+    command = [sys.executable, str(EXAMPLES / "stop.py")]
+    packets = [b"packet %d" % number for number in range(20)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as program:
+        try:
+            assert program.stdout is not None
+            announced = re.fullmatch(r"echoing on (\S+) port (\d+)\n", program.stdout.readline())
+            assert announced is not None
+            for packet in packets:
+                stdlib_socket.sendto(packet, (announced[1], int(announced[2])))
+            assert [stdlib_socket.recv(65_536) for _ in packets] == packets
+            program.send_signal(signal.SIGINT)
+            stdout, stderr = program.communicate(timeout=HANG_GUARD)
+        finally:
+            program.kill()  # or leaving the block would wait for it for ever
+    assert (program.returncode, stderr) == (0, "")
+    assert stdout == "20 received, 20 sent\n"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.5", "::1"])
+async def test_answer_example_answers_from_the_address_that_was_asked(
+    backend: str, nursery: trio.Nursery, host: str
+) -> None:
+    answer = example("answer")
+    port: int = await nursery.start(answer.serve, 0)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with trio.socket.socket(family, socket.SOCK_DGRAM) as client:
+        await client.connect((host, port))  # gets datagrams from nowhere else
+        await client.send(b"12")  # no question
+        await client.send(b"12abc")
+        with trio.fail_after(HANG_GUARD):
+            assert await client.recv(65_536) == b"12cba"
+    nursery.cancel_scope.cancel()
+
+
 async def test_receive_examples_count_and_measure() -> None:
     receive = example("receive")
     with await bound_socket() as sock, await bound_socket() as one, await bound_socket() as two:
@@ -142,6 +179,11 @@ async def test_send_example_reaches_all_but_the_unreachable() -> None:
             assert set(unreachable) == {nowhere}
             for peer in (one, two):
                 assert await collect(peer, len(packets)) == packets
+
+
+async def test_send_example_resolves_a_name_that_is_a_number() -> None:
+    send = example("send")
+    assert await send.resolve("127.0.0.1", 9) == ("127.0.0.1", 9)
 
 
 async def collect(sock: trio.socket.SocketType, wanted: int) -> list[bytes]:

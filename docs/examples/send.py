@@ -1,13 +1,14 @@
 from __future__ import annotations
 
+import socket
 from typing import TYPE_CHECKING
+
+import trio
 
 from snaptun_trio import SendBatchError, UdpBatchSender
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-    import trio
 
     from snaptun_trio import Address
 
@@ -32,3 +33,10 @@ async def send_to_all(
                 sender.try_queue_packet(packet, target)
         await flush()
     return unreachable
+
+
+async def resolve(name: str, port: int) -> Address:
+    """The first IPv4 address of a name, for a sender on an IPv4 socket."""
+    found = await trio.socket.getaddrinfo(name, port, socket.AF_INET, socket.SOCK_DGRAM)
+    host, *_ = found[0][4]
+    return str(host), port
