@@ -169,8 +169,8 @@ class BatchPump(Closing, Generic[ReceiverT, SenderT]):
         Raises:
           RuntimeError: the pump ran before.
           trio.ClosedResourceError: the pump was closed before, or its sender was closed.
-          Exception: whatever the handler, the receiver or the sender raises. A single exception is
-            never wrapped in a group.
+          Exception: whatever the handler, the receiver or the sender raises, such as `ValueError`
+            for an IPv6 target on an IPv4 socket. A single one is never wrapped in a group.
         """
         if self._started:
             raise RuntimeError("a pump runs once")
@@ -330,7 +330,8 @@ class BatchPump(Closing, Generic[ReceiverT, SenderT]):
     async def drain(self) -> None:
         """Stop receiving, send what was put into `outgoing` already, and wait until `run` is over.
 
-        If cancelled, the pump goes on draining.
+        Later batches are discarded, or refused with `trio.ClosedResourceError`; to have those too,
+        close the receiver, and `incoming` ends. If cancelled, the pump goes on draining.
         """
         self._draining = True
         self._receiving.cancel(reason="the pump is draining")
@@ -341,17 +342,16 @@ class BatchPump(Closing, Generic[ReceiverT, SenderT]):
         await self._ended.wait()
 
     def close(self) -> None:
-        """End the pump now. Batches that wait to be sent or are under way are discarded.
+        """End the pump now. What waits to be sent or is under way is discarded, and counted.
 
-        They are counted. Receiver and sender stay open. Closing again does nothing.
+        Receiver and sender stay open. `incoming` can be read to its end. Closing again is no error.
         """
         self._running.cancel(reason="the pump was closed")
         if not self._started:
             self._end()
 
     def _end(self) -> None:
-        # What nobody will take any more must not vanish from the account. `incoming` the
-        # application may still read to its end.
+        # What nobody will take must not vanish from the account. `incoming` may still be read.
         self._outlet.give_up()
         with contextlib.suppress(trio.WouldBlock, trio.EndOfChannel, trio.ClosedResourceError):
             while True:

@@ -219,6 +219,7 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
           trio.BusyResourceError: another task is flushing or sending.
           trio.ClosedResourceError: the sender or the socket is closed, before or during it.
           TypeError, ValueError: not a batch, or an address is none that this socket can send to.
+            Nothing of the batch was accepted.
           OSError: see `try_flush_best_effort`.
         """
         await self._send(value, Submission())

@@ -76,9 +76,10 @@ class ReceiverStatistics:
     With GRO on a buffer is a whole train, with GRO off a datagram. `None` where the system does
     not tell (SO_MEMINFO is Linux's)."""
     receive_buffer_size: int
-    """SO_RCVBUF, in bytes as the kernel accounts them."""
+    """SO_RCVBUF, in bytes as the kernel accounts them; 0 once the socket is closed."""
     gro: bool
-    """Whether the kernel coalesces datagrams into trains on this socket."""
+    """Whether the kernel coalesces datagrams into trains on this socket; `False` once it is
+    closed."""
 
 
 @attrs.frozen(kw_only=True)
@@ -109,7 +110,7 @@ class SenderStatistics:
     gso_fallbacks: int
     """Trains that had to be sent datagram by datagram because the kernel refused to segment."""
     send_buffer_size: int
-    """SO_SNDBUF, in bytes as the kernel accounts them."""
+    """SO_SNDBUF, in bytes as the kernel accounts them; 0 once the socket is closed."""
     gso: bool
     """Whether trains are segmented by the kernel (UDP_SEGMENT) on this socket."""
 
@@ -139,7 +140,12 @@ else:
 
 @attrs.frozen(kw_only=True)
 class PumpStatistics(Generic[ReceiverStatisticsT_co, SenderStatisticsT_co]):
-    """A snapshot of a `BatchPump`."""
+    """A snapshot of a `BatchPump`.
+
+    To a type checker it is generic in ``receiver`` and ``sender``. A pump between two UDP ends
+    gives a ``PumpStatistics[ReceiverStatistics, SenderStatistics]``; in a plain
+    ``PumpStatistics``, of a pump between any channels, both may be `None`.
+    """
 
     batches_received: int
     """Batches that the receiving channel gave."""
@@ -156,7 +162,7 @@ class PumpStatistics(Generic[ReceiverStatisticsT_co, SenderStatisticsT_co]):
     """Datagrams that the sending channel took, and did not refuse."""
     batches_discarded: int
     """Batches that a handler answered with `None` or with nothing, that waited in ``incoming`` when
-    it was closed, or that waited or were under way when the pump ended."""
+    it was closed, or that waited to be sent or were under way when the pump ended."""
     datagrams_discarded: int
     """Datagrams in them that were not sent, and those that a handler left out of its answers."""
     datagrams_failed: int
