@@ -134,12 +134,13 @@ class Flush:
                 pending.unsegmented_until = START
             pending.suspicion = None
         self._gate.progress()
-        self.calls += 1
-        self.trains += outcome.messages
-        self.datagrams += outcome.datagrams
-        self.nbytes += outcome.nbytes
-        pending.submission.sent += outcome.datagrams
+        # All that needs memory comes before anything is entered, so that the account holds.
+        calls, trains = self.calls + 1, self.trains + outcome.messages
+        datagrams, nbytes = self.datagrams + outcome.datagrams, self.nbytes + outcome.nbytes
+        sent = pending.submission.sent + outcome.datagrams
         self._queue.move_on(outcome.position, outcome.datagrams)
+        pending.submission.sent = sent
+        self.calls, self.trains, self.datagrams, self.nbytes = calls, trains, datagrams, nbytes
 
     def _refused(
         self, pending: PendingSend, outcome: Sent, error: OSError, transmission: Transmission

@@ -110,17 +110,19 @@ class SendQueue:
         if target is not self._last_target:
             name = self._name(target)
             self._last_target, self._last_name = target, name
-        waiting = self._waiting.get(self._last_name)
-        if waiting is None:
-            waiting = self._waiting[self._last_name] = _Waiting(target)
         if isinstance(item, PacketTrain):
             self._trains_wait = True
             if not isinstance(item.data, bytes):
                 # The program may release the view that it sees; this one it does not.
                 item = over(item, memoryview(item.data))
-        waiting.items.append(item)
-        self.datagrams += datagrams
-        self.submitted += datagrams
+        # All that needs memory comes before anything is counted.
+        queued, submitted = self.datagrams + datagrams, self.submitted + datagrams
+        waiting = self._waiting.get(self._last_name)
+        if waiting is None:
+            self._waiting[self._last_name] = _Waiting(target, [item])
+        else:
+            waiting.items.append(item)
+        self.datagrams, self.submitted = queued, submitted
 
     def put_columns(self, columns: Columns, target: Target, submission: Submission) -> PendingSend:
         """Add a whole batch, behind everything else that is being sent."""
@@ -136,10 +138,11 @@ class SendQueue:
         else:
             pending = PendingSend(columns, target, submission)
         if columns.count:
+            datagrams = columns.datagrams
+            queued, submitted = self.datagrams + datagrams, self.submitted + datagrams
             self._pending.append(pending)
-            self.datagrams += columns.datagrams
-            self.submitted += columns.datagrams
-            submission.submitted = columns.datagrams
+            self.datagrams, self.submitted = queued, submitted
+            submission.submitted = datagrams
         return pending
 
     def take_back(self, pending: PendingSend) -> None:
@@ -173,9 +176,9 @@ class SendQueue:
 
     def move_on(self, position: Position, datagrams: int) -> None:
         """The first one is done with up to ``position``: so many datagrams were sent or refused."""
-        pending = self._pending[0]
+        pending, left = self._pending[0], self.datagrams - datagrams
+        self.datagrams = left
         pending.position = position
-        self.datagrams -= datagrams
         if position.train >= pending.columns.count:
             self._pending.popleft()
 
@@ -222,9 +225,9 @@ class _Waiting:
 
     __slots__ = ("items", "target")
 
-    def __init__(self, target: Address | None) -> None:
+    def __init__(self, target: Address | None, items: list[_Payload | PacketTrain]) -> None:
         self.target = target
-        self.items: list[_Payload | PacketTrain] = []
+        self.items = items
 
 
 def _coalesced(by_peer: Iterable[tuple[Address | None, list[_Payload]]]) -> TrainColumns:

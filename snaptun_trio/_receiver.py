@@ -270,19 +270,18 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch[Address]]):
             try:
                 columns = self._backend.receive(self._socket, slab, self._slots)
             except BlockingIOError:
-                self._pool._put_back(slab)
                 if errors:
                     self._gate.progress()  # they are what there was, and they are taken in
                 return None
             except OSError as error:
-                self._pool._put_back(slab)
                 if error.errno in _errnos.GONE:
                     raise trio.ClosedResourceError("the socket was closed") from None
                 if error.errno not in _errnos.ASYNCHRONOUS:
                     raise
                 self._gate.asynchronous_errors[error.errno or 0] += 1
                 continue
-            self._pool._put_back(slab)  # unless the columns hold it
+            finally:
+                self._pool._put_back(slab)  # unless the columns hold it
             self._account(columns)
             if columns.count:
                 return batch_of(columns)

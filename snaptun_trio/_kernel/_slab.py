@@ -60,9 +60,10 @@ class _Watch(weakref.ref[Token]):
 # The default argument outlives the module's globals when the interpreter shuts down.
 @trio.lowlevel.enable_ki_protection
 def _give_back(watch: weakref.ref[Token], watched: dict[int, _Watch] = _watched) -> None:
-    slab = watched.pop(id(watch)).slab
-    slab.lent = False
-    slab.on_return(slab)
+    known = watched.pop(id(watch), None)
+    if known is not None:  # or there was no memory to lend the slab at all
+        known.slab.lent = False
+        known.slab.on_return(known.slab)
 
 
 @lru_cache(64)
@@ -135,9 +136,11 @@ class Slab:
     def layout(self) -> Layout:
         """The plain layout: a slot for each message. Built when first asked for."""
         if self._layout is None:
-            layout = self._layout = Layout(self, self.packed_size, self.stride)
+            layout = Layout(self, self.packed_size, self.stride)
             layout.headers.bases[:] = layout.bases
             layout.headers.sizes[:] = constant("L", self.slot_size, self.slots)
+            # Kept once it is whole: where memory ran out, half of one would cut what it receives.
+            self._layout = layout
         return self._layout
 
     def packed(self, size: int) -> Layout:
@@ -151,13 +154,14 @@ class Slab:
             layout = self._packed = Layout(self, 0, 0, iovecs_each=2)
         if layout.stride != size:
             headers, slots = layout.headers, self.slots
-            layout.stride = size
+            layout.stride = 0  # nobody's size, until all of this is done
             layout.bases = sequence(self.address, size, slots)
             headers.bases[::2] = layout.bases
             headers.sizes[::2] = constant("L", size, slots)
             rest = self.address + self.packed_size + size
             headers.bases[1::2] = sequence(rest, self.stride, slots)
             headers.sizes[1::2] = constant("L", self.slot_size - size, slots)
+            layout.stride = size
         return layout
 
     def unpack(self, count: int) -> Layout:
