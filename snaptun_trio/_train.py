@@ -119,8 +119,10 @@ class PacketTrain(Generic[AddressT_co]):
       address: the peer that it came from, or that it is for; `None` is the connected peer.
       ecn: the two ECN bits of the IP header, 0 to 3 (RFC 3168); `None` is unknown on a received
         train, and the socket's own setting on one to be sent.
-      local_address: the numeric host of this machine that a received train was addressed to; on a
-        train to be sent, the source address to use.
+      local_address: the numeric host of this machine that a received train was addressed to, or
+        the group or ``255.255.255.255``; of one that went to a subnet's broadcast address, the
+        machine's own address there. On a train to be sent, the source address to use; a group is
+        none, and leaves the choice to the kernel.
       interface_index: the interface it came in by, or is to leave by.
       timestamp_ns: when the kernel received it, in nanoseconds since the epoch; of a train that
         GRO put together, when it was complete. Ignored on sending.

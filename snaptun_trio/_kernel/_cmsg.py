@@ -21,6 +21,11 @@ _TIMESPEC = struct.Struct("=qq")  # __kernel_timespec, include/uapi/linux/time_t
 _IN_PKTINFO = struct.Struct("=i4s4s")  # include/uapi/linux/in.h
 _IN6_PKTINFO = struct.Struct("=16si")  # include/uapi/linux/ipv6.h
 
+# What the first byte of an address says: from 224 on no single host has it (RFC 1112, section 4);
+# and 255 is an IPv6 group (RFC 4291, section 2.7).
+_GROUPS = 224
+_GROUPS_IPV6 = 255
+
 ControlMessage = tuple[int, int, bytes]  # level, type, data: as socket.recvmsg gives it
 
 
@@ -61,7 +66,7 @@ def decode(messages: Iterable[ControlMessage]) -> Ancillary:
     if not messages:
         return NOTHING
     segment_size = ecn = interface_index = timestamp_ns = None
-    local_address = None
+    ipv4_host = ipv6_host = None
     for level, kind, data in messages:
         size = len(data)
         match level, kind:
@@ -74,16 +79,22 @@ def decode(messages: Iterable[ControlMessage]) -> Ancillary:
             case _abi.SOL_IPV6, _abi.IPV6_TCLASS if size >= 4:
                 ecn = _INT.unpack_from(data)[0] & 3
             case _abi.SOL_IP, _abi.IP_PKTINFO if size >= _IN_PKTINFO.size:
-                interface_index, _, host = _IN_PKTINFO.unpack_from(data)
-                local_address = socket.inet_ntop(socket.AF_INET, host)
+                interface_index, own, host = _IN_PKTINFO.unpack_from(data)
+                if own != host and any(own) and host[0] < _GROUPS:
+                    host = own  # a subnet's broadcast address, which is nobody's
+                ipv4_host = socket.inet_ntop(socket.AF_INET, host)
             case _abi.SOL_IPV6, _abi.IPV6_PKTINFO if size >= _IN6_PKTINFO.size:
                 host, interface_index = _IN6_PKTINFO.unpack_from(data)
-                local_address = socket.inet_ntop(socket.AF_INET6, host)
+                ipv6_host = socket.inet_ntop(socket.AF_INET6, host)
             case _abi.SOL_SOCKET, _abi.SO_TIMESTAMPNS if size >= _TIMESPEC.size:
                 seconds, nanoseconds = _TIMESPEC.unpack_from(data)
                 timestamp_ns = seconds * 1_000_000_000 + nanoseconds
             case _:
                 pass
+    # On an IPv6 socket both are said of what came over IPv4, and only one tells of a broadcast.
+    local_address = ipv6_host if ipv4_host is None else ipv4_host
+    if ipv4_host is not None and ipv6_host is not None:
+        local_address = f"::ffff:{ipv4_host}"
     return Ancillary(segment_size, ecn, local_address, interface_index or None, timestamp_ns)
 
 
@@ -117,12 +128,16 @@ def encode(
         if ipv4:
             host = (local_address or "0.0.0.0").removeprefix("::ffff:")
             packed = _sockaddr.numeric(host, socket.AF_INET, "peer")
+            if packed[0] >= _GROUPS:
+                packed = bytes(4)  # the kernel's choice: a group is nobody's source
             # The source goes into ipi_spec_dst; ipi_addr is for reception only (ip(7)).
             messages.append(
                 (_abi.SOL_IP, _abi.IP_PKTINFO, _IN_PKTINFO.pack(index, packed, bytes(4)))
             )
         else:
             packed = _sockaddr.numeric(local_address or "::", socket.AF_INET6, "peer")
+            if packed[0] == _GROUPS_IPV6:
+                packed = bytes(16)
             messages.append((_abi.SOL_IPV6, _abi.IPV6_PKTINFO, _IN6_PKTINFO.pack(packed, index)))
     return tuple(messages)
 

@@ -186,11 +186,10 @@ def report(sock: Socket, *, ecn: bool, packet_info: bool, timestamps: bool) -> N
         if ipv6:
             wanted.append(("ecn", _abi.SOL_IPV6, _abi.IPV6_RECVTCLASS))
     if packet_info:
-        wanted.append(
-            ("packet_info", _abi.SOL_IPV6, _abi.IPV6_RECVPKTINFO)
-            if ipv6
-            else ("packet_info", _abi.SOL_IP, _abi.IP_PKTINFO)
-        )
+        # The IPv4 option alone tells of an IPv4 broadcast which address of ours it came to.
+        wanted.append(("packet_info", _abi.SOL_IP, _abi.IP_PKTINFO))
+        if ipv6:
+            wanted.append(("packet_info", _abi.SOL_IPV6, _abi.IPV6_RECVPKTINFO))
     if timestamps:
         wanted.append(("timestamps", _abi.SOL_SOCKET, _abi.SO_TIMESTAMPNS))
     for flag, level, name in wanted:
