@@ -19,7 +19,7 @@ from ._kernel._interface import START
 from ._train import PacketTrain, make_train, max_train_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from ._batch import Columns, Target
     from ._errors import SendFailure
@@ -81,22 +81,23 @@ class SendQueue:
 
     Args:
       family: the address family of the socket, which decides what an address is.
-      peer: whom the socket is connected to, `None` where it is not.
+      peer: tells whom the socket is connected to now, `None` where it is not.
 
     Attributes:
       datagrams: how many there are.
       submitted: how many were ever put in.
     """
 
-    def __init__(self, family: int, peer: Address | None) -> None:
+    def __init__(self, family: int, peer: Callable[[], Address | None]) -> None:
         self._family = family
-        self._connected_name = b"" if peer is None else _sockaddr.encode(peer, family)
+        self._peer = peer
+        self._peer_name: bytes | None = None  # until the queue is gathered; see `_name`
         self._pending: deque[PendingSend] = deque()
         self._waiting: dict[bytes, _Waiting] = {}
         self._trains_wait = False
         # Programs send to one peer many times in a row. By identity: 80.0 equals 80.
-        self._last_target: Address | None = None
-        self._last_name = self._connected_name
+        self._last_target: Target = KEEP  # nobody
+        self._last_name = b""
         self.datagrams = 0
         self.submitted = 0
 
@@ -172,6 +173,7 @@ class SendQueue:
             self._pending.append(gathered)
             self._waiting = {}
             self._trains_wait = False
+            self._forget_peer()
         return self._pending[0]
 
     def move_on(self, position: Position, datagrams: int) -> None:
@@ -189,13 +191,23 @@ class SendQueue:
             pending.submission.discarded = pending.submission.waiting
         self._pending.clear()
         self._waiting.clear()
+        self._trains_wait = False
         return dropped
 
     def _name(self, target: Address | None) -> bytes:
         if target is None:
-            return self._connected_name
+            if self._peer_name is None:
+                # Asked again for each gathering: the socket is borrowed, and its owner may connect
+                # it to somebody else. What is for one of them must not go with what is for the
+                # other.
+                peer = self._peer()
+                self._peer_name = b"" if peer is None else _sockaddr.encode(peer, self._family)
+            return self._peer_name
         _sockaddr.check(target, self._family)
         return _sockaddr.encode(target, self._family)
+
+    def _forget_peer(self) -> None:
+        self._peer_name, self._last_target = None, KEEP
 
     def _gather(self) -> PendingSend:
         """Make trains of what waits, peer by peer."""
@@ -211,6 +223,8 @@ class SendQueue:
         """Single datagrams, gathered into trains peer by peer."""
         if target is not KEEP:
             return _coalesced([(target, columns.payloads)])
+        if not self._waiting:
+            self._forget_peer()
         by_name: dict[bytes, tuple[Address | None, list[_Payload]]] = {}
         for payload, address in zip(columns.payloads, columns.addresses):
             name = self._name(address)

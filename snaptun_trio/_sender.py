@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, final
 
@@ -84,7 +85,7 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
             _readiness.writable,
             "sending with this sender",
         )
-        self._queue = SendQueue(self._family, _options.peer_of(self._socket))
+        self._queue = SendQueue(self._family, partial(_options.peer_of, self._socket))
         self._flush = Flush(self._socket, pick_backend(), self._queue, self._gate, offload)
         self._discarded = 0
 

@@ -232,6 +232,33 @@ def test_the_connected_peer_is_one_peer_by_name_and_without(
     assert [p for p, address in kernel.sent if address != A] == [b"0", b"1", b"3", b"4"]
 
 
+@pytest.mark.parametrize("used_before", [False, True])
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("how", ["packets", "batch"])
+def test_the_connected_peer_is_who_it_is_now(
+    backend: str, udp: ends.MakeSocket, how: str, first: bool, used_before: bool
+) -> None:
+    """The owner of the socket connects it to another peer: what is for both is kept apart."""
+    sock, former, peer = udp(), udp(), udp()
+    sock.connect(former.getsockname())
+    sender = UdpBatchSender(sock)
+    if used_before:
+        sender.try_queue_packet(b"former", None)
+        sender.try_flush_best_effort()
+        assert ends.read_plainly(former, 1) == [b"former"]
+    sock.connect(peer.getsockname())
+    packets = [(b"former", ends.address_of(former)), (b"peer", None)][:: 1 if first else -1]
+    packets = [(packet.ljust(6), target) for packet, target in packets]
+    if how == "packets":
+        for packet, target in packets:
+            sender.try_queue_packet(packet, target)
+        sender.try_flush_best_effort()
+    else:
+        sender.send_nowait(PacketBatch([PacketTrain(p, 6, target) for p, target in packets]))
+    assert ends.read_plainly(peer, 1) == [b"peer  "]
+    assert ends.read_plainly(former, 1) == [b"former"]
+
+
 # -- other tasks
 
 
