@@ -43,8 +43,7 @@ if TYPE_CHECKING:
 else:
     ReceiverT, SenderT = typing.TypeVar("ReceiverT"), typing.TypeVar("SenderT")
 
-# Few, because what is in flight between two tasks should fit the processor's cache, and a batch is
-# up to a megabyte.
+# Few: what is in flight between two tasks should fit the processor's cache; a batch is up to 1 MB.
 DEFAULT_CAPACITY = 2
 
 # How long one task may receive and send before it lets the others run, in seconds.
@@ -111,7 +110,7 @@ class BatchPump(Closing, Generic[ReceiverT, SenderT]):
         self._last = last
         self._running = trio.CancelScope()
         self._receiving = trio.CancelScope()
-        self._idle: trio.CancelScope | None = None  # the sending task's wait for something to do
+        self._idle = trio.CancelScope()  # the sending task's wait for something to do
         self._resting = False  # whether it waits, and nothing is on its way to it
         self._started = self._draining = False
         self._ended = trio.Event()
@@ -306,6 +305,8 @@ class BatchPump(Closing, Generic[ReceiverT, SenderT]):
                 if self._idle.cancelled_caught:
                     continue
             if self._handler is None:
+                if not isinstance(batch, PacketBatch):
+                    raise TypeError(f"outgoing takes PacketBatches, not {brief(batch, 80)}")
                 self._datagrams_added += len(batch)
             else:
                 self._waiting -= len(batch)
@@ -335,8 +336,7 @@ class BatchPump(Closing, Generic[ReceiverT, SenderT]):
         """
         self._draining = True
         self._receiving.cancel(reason="the pump is draining")
-        if self._idle is not None:
-            self._idle.cancel(reason="the pump is draining")
+        self._idle.cancel(reason="the pump is draining")
         if not self._started:
             self._end()
         await self._ended.wait()
@@ -350,17 +350,18 @@ class BatchPump(Closing, Generic[ReceiverT, SenderT]):
         if not self._started:
             self._end()
 
+    @trio.lowlevel.enable_ki_protection
     def _end(self) -> None:
         # What nobody will take must not vanish from the account. `incoming` may still be read.
         self._outlet.give_up()
         with contextlib.suppress(trio.WouldBlock, trio.EndOfChannel, trio.ClosedResourceError):
             while True:
                 batch = self._last.receive_nowait()
-                if self._handler is None:
+                if self._handler is not None:
+                    self._discard_waiting(batch)
+                elif isinstance(batch, PacketBatch):  # or nobody was told yet that it is none
                     self._datagrams_added += len(batch)
                     self._discard(batch)
-                else:
-                    self._discard_waiting(batch)
         for end in (self._first, self._outgoing, self._last):
             end.close()
         self._ended.set()
@@ -380,7 +381,6 @@ class BatchPump(Closing, Generic[ReceiverT, SenderT]):
     def statistics(self) -> PumpStatistics[Any, Any]:
         """A snapshot of what the pump has moved, and of its two ends where they keep count."""
         receiver, sender, outlet = self._receiver, self._sender, self._outlet
-        failed = outlet.failed
         return PumpStatistics(
             batches_received=self._batches_received,
             datagrams_received=self._datagrams_received,
@@ -390,8 +390,8 @@ class BatchPump(Closing, Generic[ReceiverT, SenderT]):
             datagrams_sent=outlet.sent,
             batches_discarded=self._batches_discarded + outlet.batches_discarded,
             datagrams_discarded=self._datagrams_discarded + outlet.discarded,
-            datagrams_failed=failed.total(),
-            failures=MappingProxyType(dict(failed)),
+            datagrams_failed=outlet.failed.total(),
+            failures=MappingProxyType(dict(outlet.failed)),
             datagrams_waiting=self._waiting + outlet.waiting,
             batches_incoming=self._first.statistics().current_buffer_used,
             batches_outgoing=self._outgoing.statistics().current_buffer_used,

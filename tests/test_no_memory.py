@@ -96,7 +96,7 @@ def test_what_was_sent_and_cannot_be_counted_is_still_queued(
 
     def uncounted(transmission: scripted.ScriptedTransmission, most: int) -> Sent:
         sent = send(transmission, most)
-        return sent._replace(**{lacking: Unaddable(getattr(sent, lacking))})
+        return sent._replace(**{lacking: Unaddable(getattr(sent, lacking))})  # type: ignore[arg-type]
 
     def submit_and_flush() -> None:
         if submit == "packets":
