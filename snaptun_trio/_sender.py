@@ -262,6 +262,8 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
             turn = self._flush.all_now()
         if turn is Turn.BLOCKED and pending.position == START:
             self._queue.take_back(pending)
+            # It is not told twice, and nobody else will ever know of it.
+            self._gate.asynchronous_errors.update(pending.errors)
             raise trio.WouldBlock
 
     def statistics(self) -> SenderStatistics:

@@ -11,9 +11,9 @@ import pytest
 import trio
 import trio.testing
 
-from snaptun_trio import PacketBatch, PacketTrain, SendBatchError, UdpBatchReceiver
+from snaptun_trio import PacketBatch, PacketTrain, SendBatchError, UdpBatchReceiver, UdpBatchSender
 
-from . import ends
+from . import ends, scripted
 from .faults import interposer, sockets
 
 if TYPE_CHECKING:
@@ -153,3 +153,19 @@ def test_after_a_refusal_the_calls_become_long_again(
         assert [list(failure.train) for failure in caught.value.failures] == [[refused]]
         ends.expect_only(pair, [packet for packet in packets if packet != refused])
     assert shim.calls <= 16, "the calls double from one message on: 9 for 400, and what led there"
+
+
+@pytest.mark.parametrize("errors", [1, 3])
+def test_errors_that_a_batch_meets_before_it_is_turned_away_are_counted(
+    kernel: scripted.ScriptedBackend, udp: ends.MakeSocket, errors: int
+) -> None:
+    """The kernel tells of each once, and the batch that it was told at is gone."""
+    sender = UdpBatchSender(udp())
+    kernel.sends += [*[-errno.ECONNREFUSED] * errors, -errno.EAGAIN]
+    with pytest.raises(trio.WouldBlock):
+        sender.send_nowait(singles(("127.0.0.1", 9), b"packet"))
+    assert sender.statistics().asynchronous_errors == {errno.ECONNREFUSED: errors}
+    assert sender.is_empty
+    sender.send_nowait(singles(("127.0.0.1", 9), b"packet"))
+    assert sender.statistics().asynchronous_errors == {errno.ECONNREFUSED: errors}
+    assert kernel.payloads == [b"packet"]
