@@ -103,6 +103,18 @@ async def test_a_receive_that_need_not_wait_takes_one_call(
     assert calls.receiving == 1
 
 
+async def test_the_receivers_own_count_is_of_the_calls_that_brought_something(
+    calls: Calls, udp: ends.MakeSocket
+) -> None:
+    incoming, source = udp(), udp()
+    receiver = UdpBatchReceiver(incoming)
+    for number in range(1, 4):
+        source.sendto(b"x", ends.address_of(incoming))
+        assert ends.payloads(receiver, 1) == [b"x"]
+        assert ends.nothing_waits(receiver)
+        assert receiver.statistics().receive_calls == number
+
+
 async def test_sending_takes_one_call_and_sending_nothing_takes_none(
     calls: Calls, udp: ends.MakeSocket
 ) -> None:

@@ -122,6 +122,57 @@ def test_a_message_asks_for_segments_where_it_has_several_and_fits_a_device(
             assert len(messages) < count, "and nothing keeps equal datagrams from going together"
 
 
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("size", "count"), [(9355, 15), (100, 65)])
+def test_without_gso_each_datagram_is_a_message(
+    backend: str,
+    udp: ends.MakeSocket,
+    messages: list[interposer.Message],
+    way: Callable[[ends.Pair, list[bytes]], None],
+    size: int,
+    count: int,
+) -> None:
+    packets = ends.numbered(count, size)
+    with ends.make_pair(udp(), udp(), gso=False) as pair:
+        way(pair, packets)
+        assert ends.payloads(pair.receiver, count) == packets
+    assert [message.payload for message in messages] == packets
+    assert not any(message.segment_size for message in messages)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_train_over_every_limit_is_split_whatever_stands_beside_it(
+    backend: str, udp: ends.MakeSocket, messages: list[interposer.Message], order: int
+) -> None:
+    short, long = [b"a", b"b"], ends.numbered(80, 1200)
+    with ends.make_pair(udp(), udp()) as pair:
+        trains = [
+            PacketTrain(b"".join(packets), len(packets[0]), pair.target)
+            for packets in (short, long)[::order]
+        ]
+        pair.sender.send_nowait(PacketBatch(trains))
+        expected = [packet for train in trains for packet in train]
+        assert ends.payloads(pair.receiver, len(expected)) == expected
+    assert max(len(message.payload) for message in messages) <= LARGEST_TRAIN["127.0.0.1"]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_train_may_be_as_long_as_a_device_takes_and_no_longer(
+    backend: str, udp: ends.MakeSocket, messages: list[interposer.Message], host: str
+) -> None:
+    """To the byte: the last datagram is as long as there is room, then one byte longer."""
+    whole, rest = divmod(LARGEST_TRAIN[host], 1200)
+    with ends.make_pair(udp(host), udp(host)) as pair:
+        for tail in (rest, rest + 1):
+            messages.clear()
+            packets = [*ends.numbered(whole, 1200), bytes(tail)]
+            send_queued(pair, packets)
+            assert ends.payloads(pair.receiver, whole + 1) == packets
+            assert max(len(message.payload) for message in messages) <= LARGEST_TRAIN[host]
+            if backend == "linux" and pair.sender.gso:
+                assert len(messages) == (1 if tail == rest else 2)
+
+
 @linux_only
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 def test_single_datagrams_keep_their_ecn_bits(
