@@ -115,3 +115,29 @@ def test_equal_datagrams_of_several_peers_are_told_with_who_sent_them(crowd: Cro
         assert by_address(batches) == sent
         pairs = [pair for batch in batches for pair in batch]
         assert {a: [p for p, source in pairs if source == a] for a in sent} == sent
+
+
+@pytest.mark.needs_gso
+@pytest.mark.parametrize(
+    ("trains", "segments", "messages"), [(8, 10, 2), (30, 1, 1), (3, 20, 1), (2, 2, 1)]
+)
+def test_what_one_peer_sent_goes_back_to_it_in_few_messages(
+    linux_backend: None,
+    udp: ends.MakeSocket,
+    host: str,
+    trains: int,
+    segments: int,
+    messages: int,
+) -> None:
+    """That they are kept apart must not mean that nothing goes together."""
+    hub, peer = udp(host), udp(host)
+    with UdpBatchReceiver(hub) as receiver, UdpBatchSender(peer, gso=segments > 1) as source:
+        sent = ends.numbered(trains * segments, 100)
+        for at in range(0, len(sent), segments):
+            source.send_nowait(ends.batch_of(sent[at : at + segments], ends.address_of(hub)))
+        batches = ends.collect_batches(receiver, len(sent))
+        with UdpBatchSender(hub) as sender:
+            for batch in batches:
+                sender.send_nowait(batch)
+            assert sender.statistics().trains_sent <= messages + len(batches) - 1
+        assert ends.read_plainly(peer, len(sent)) == sent
