@@ -124,6 +124,7 @@ def test_an_argued_equivalent_is_left_out(tmp_path: Path) -> None:
     assert equivalents.stale(mutants) == [("counter", "Counter.add", "no such line", "*")]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="a fault is run in a forked child")
 def test_a_run_from_end_to_end(tmp_path: Path) -> None:
     """A few tests of the package see some faults of one file, and not others."""

@@ -23,6 +23,7 @@ OPTIONS = [
     # Modules that are loaded before the fork are not rewritten, and need not be.
     *("-W", "ignore::pytest.PytestAssertRewriteWarning"),
     *("-o", "addopts=--import-mode=importlib", "--hypothesis-seed=0"),
+    "--ignore=tests/test_mutation.py",  # or it would run itself
 ]
 
 
