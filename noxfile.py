@@ -58,9 +58,12 @@ switch_on_all_of_pyenv()
 
 
 def install(session: nox.Session, *groups: str, package: str | None = ".") -> None:
-    """Install dependency groups, and the package itself as a user would get it."""
+    """Install dependency groups, and the package itself as a user would get it.
+
+    But for the hooks with which the tests stand between the compiled part and the kernel.
+    """
     wanted = nox.project.dependency_groups(PYPROJECT, *groups)
-    session.install(*wanted, *([package] if package else []))
+    session.install(*wanted, *([package] if package else []), env={"SNAPTUN_TRIO_TEST_HOOKS": "1"})
 
 
 @nox.session

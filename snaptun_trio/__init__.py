@@ -11,6 +11,7 @@ from ._errors import (
     SendFailure,
 )
 from ._incoming import IncomingChannel
+from ._kernel import choose_backend as _choose_backend
 from ._kernel._abi import MAX_BATCH_SIZE
 from ._open import open_batch_pump
 from ._pool import PacketBufPool
@@ -47,8 +48,14 @@ __all__ = [
     "UdpBatchReceiver",
     "UdpBatchSender",
     "__version__",
+    "backend",
+    "backend_reason",
     "open_batch_pump",
 ]
+
+_found, backend_reason = _choose_backend()
+backend: str = _found.name
+"""The name of the backend that this process uses, "linux" or "portable"."""
 
 # The names belong here, wherever they are defined: tracebacks, pickles and the docs say so.
 for _name in __all__:

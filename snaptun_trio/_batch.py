@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import enum
-from itertools import chain, repeat
 from operator import attrgetter
 from typing import (
     TYPE_CHECKING,
@@ -76,17 +75,6 @@ class Columns(Protocol):
         """The payload bytes."""
 
     @property
-    def most_segments(self) -> int:
-        """The datagrams of the train that has most."""
-
-    @property
-    def single_size(self) -> int:
-        """The size of the datagrams in bytes, where all trains are single ones of one size; or 0.
-
-        0 also where the memory cannot make use of knowing it beforehand.
-        """
-
-    @property
     def losses(self) -> Losses | None:
         """What did not come in; `None` where nothing is missing."""
 
@@ -101,13 +89,10 @@ class Columns(Protocol):
         """One of `trains`, without making the others."""
 
     def seen_trains(self) -> tuple[PacketTrain, ...]:
-        """The trains as a program sees them: neighbours that make one train together are one."""
+        """The trains as a program sees them."""
 
-    def packets(self) -> Iterator[tuple[bytes, Address | None]]:
+    def packets(self) -> list[tuple[bytes, Address | None]]:
         """Each datagram with its address, made now."""
-
-    def measure(self, start: int, stop: int) -> tuple[int, int]:
-        """The datagrams and the bytes of the trains from ``start`` up to ``stop``."""
 
 
 _asks_for = attrgetter("ecn", "local_address", "interface_index")
@@ -136,29 +121,20 @@ class TrainColumns:
       addresses: the peer of each train.
       trains: the trains themselves, where they exist already; without them none asks for anything
         but its address.
-      single_size: see `Columns`.
-      one_block: whether the trains make one train together.
-
-    Attributes:
-      lengths: the payload bytes of each train.
-      most_segments: the datagrams of the train that has most.
+      losses: what did not come in with them.
     """
 
     __slots__ = (
-        "_one_block",
-        "_plain",
         "_seen",
         "_trains",
         "addresses",
         "count",
         "datagrams",
-        "lengths",
         "losses",
-        "most_segments",
         "nbytes",
         "payloads",
+        "plain",
         "segment_sizes",
-        "single_size",
     )
 
     def __init__(
@@ -168,36 +144,25 @@ class TrainColumns:
         addresses: list[Address | None],
         trains: tuple[PacketTrain, ...] | None = None,
         losses: Losses | None = None,
-        *,
-        single_size: int = 0,
-        one_block: bool = False,
     ) -> None:
-        self.single_size = single_size
-        self._one_block = one_block
         self.payloads = payloads
         self.segment_sizes = segment_sizes
         self.addresses = addresses
+        self.losses = losses
+        self.plain = set(map(_asks_for, trains or ())) <= {(None, None, None)}
+        """Whether no train asks for anything but its address: no ECN, no source, no interface."""
         self._seen = trains
         self._trains: tuple[PacketTrain, ...] | None = None
-        self._plain = True if trains is None else None
-        self.losses = losses
         self.count = len(payloads)
-        self.lengths = list(map(len, payloads))
-        self.nbytes = sum(self.lengths)
-        if self.lengths == segment_sizes:
-            self.most_segments, self.datagrams = 1 if payloads else 0, self.count
+        lengths = list(map(len, payloads))
+        self.nbytes = sum(lengths)
+        if lengths == segment_sizes:
+            self.datagrams = self.count
         else:
-            counts = list(map(datagram_count, self.lengths, segment_sizes))
-            self.most_segments, self.datagrams = max(counts), sum(counts)
+            self.datagrams = sum(map(datagram_count, lengths, segment_sizes))
 
     @classmethod
-    def of(
-        cls,
-        trains: tuple[PacketTrain, ...],
-        losses: Losses | None = None,
-        *,
-        single_size: int = 0,
-    ) -> TrainColumns:
+    def of(cls, trains: tuple[PacketTrain, ...], losses: Losses | None = None) -> TrainColumns:
         """The columns of these trains, over views of their own."""
         return cls(
             [d if isinstance(d := train.data, bytes) else memoryview(d) for train in trains],
@@ -205,15 +170,7 @@ class TrainColumns:
             [train.address for train in trains],
             trains,
             losses,
-            single_size=single_size,
         )
-
-    @property
-    def plain(self) -> bool:
-        """Whether no train asks for anything but its address: no ECN, no source, no interface."""
-        if self._plain is None:
-            self._plain = set(map(_asks_for, self._seen or ())) <= {(None, None, None)}
-        return self._plain
 
     def trains(self) -> tuple[PacketTrain, ...]:
         if self._trains is None:
@@ -228,23 +185,24 @@ class TrainColumns:
         return self.trains()[index]
 
     def seen_trains(self) -> tuple[PacketTrain, ...]:
-        if self._one_block:
-            return (make_train(b"".join(self.payloads), self.lengths[0], self.addresses[0]),)
         return self.trains() if self._seen is None else self._seen
 
-    def packets(self) -> Iterator[tuple[bytes, Address | None]]:
-        if self.most_segments == 1 and set(map(type, self.payloads)) == {bytes}:
-            return zip(self.payloads, self.addresses)  # type: ignore[arg-type]
-        return chain.from_iterable(
-            zip(split(payload, size), repeat(address))
+    def packets(self) -> list[tuple[bytes, Address | None]]:
+        return [
+            (packet, address)
             for payload, size, address in zip(self.payloads, self.segment_sizes, self.addresses)
-        )
+            for packet in split(payload, size)
+        ]
 
-    def measure(self, start: int, stop: int) -> tuple[int, int]:
-        if start == 0 and stop == self.count:
-            return self.datagrams, self.nbytes
-        lengths = self.lengths[start:stop]
-        return sum(map(datagram_count, lengths, self.segment_sizes[start:stop])), sum(lengths)
+    def ordered(self, indices: list[int]) -> TrainColumns:
+        """The same in another order."""
+        seen = None if self._seen is None else tuple([self._seen[i] for i in indices])
+        return TrainColumns(
+            [self.payloads[i] for i in indices],
+            [self.segment_sizes[i] for i in indices],
+            [self.addresses[i] for i in indices],
+            seen,
+        )
 
 
 @final
@@ -300,10 +258,10 @@ class PacketBatch(Generic[AddressT_co]):
 
     def __iter__(self) -> Iterator[tuple[bytes, AddressT_co]]:
         target: Any = self._target
+        packets: list[tuple[bytes, Any]] = self._columns.packets()
         if target is KEEP:
-            packets: Iterator[tuple[bytes, Any]] = self._columns.packets()
-            return packets
-        return ((packet, target) for packet, _ in self._columns.packets())
+            return iter(packets)
+        return ((packet, target) for packet, _ in packets)
 
     def __repr__(self) -> str:
         return f"<PacketBatch: {len(self)} datagrams, {self.nbytes} bytes>"

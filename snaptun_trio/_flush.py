@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 import errno
 import logging
+import os
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -17,13 +18,12 @@ from ._batch import KEEP
 from ._coalesce import datagram_count
 from ._errors import SendFailure
 from ._kernel import _errnos, _options
-from ._kernel._interface import START, Position
 from ._refusals import KnownRefusals, Verdict, judge
 from ._train import make_train
 
 if TYPE_CHECKING:
     from ._gate import Gate
-    from ._kernel._interface import Backend, Sent, Socket, Transmission
+    from ._kernel._interface import Backend, Socket, Transmission
     from ._queue import PendingSend, SendQueue
     from ._train import Address
 
@@ -37,6 +37,9 @@ _REFUSAL = 8  # what a refused try counts for: a call of its own, and the report
 
 # What may be refused, in tries, where a caller does not let others run. The rest stays queued.
 _TRIES_AT_ONCE = 256
+
+_BLOCKED = (errno.EAGAIN, errno.EWOULDBLOCK)
+_NOWHERE = (0, 0)
 
 
 class Turn(enum.Enum):
@@ -77,26 +80,27 @@ class Flush:
           trio.ClosedResourceError: the sender or the socket is closed.
         """
         self._gate.check_open()
-        budget = _WORK_A_TURN
+        budget, fd = _WORK_A_TURN, self._sock.fileno()
         while budget > 0:
             pending = self._queue.first()
             if pending is None:
                 return Turn.DONE
-            weight = 1 + (pending.columns.nbytes // pending.columns.count >> _LONG_MESSAGE)
+            columns = pending.laid.columns
+            weight = 1 + (columns.nbytes // columns.count >> _LONG_MESSAGE)
             transmission = self._prepare(pending)
             try:
                 while budget > 0 and transmission.more:
-                    outcome = transmission.send(max(1, budget // weight))
-                    if outcome.error is None:
-                        budget -= outcome.messages * weight
-                        self._advance(pending, outcome)
-                        if pending.unsegmented_until != START:
+                    number = transmission.send(fd, max(1, budget // weight))
+                    if not number:
+                        budget -= transmission.messages * weight
+                        self._advance(pending, transmission)
+                        if pending.unsegmented_until != _NOWHERE:
                             break  # what comes next is laid out anew
-                    elif isinstance(outcome.error, BlockingIOError):
+                    elif number in _BLOCKED:
                         return Turn.BLOCKED
                     else:
                         budget -= _REFUSAL
-                        if not self._refused(pending, outcome, outcome.error, transmission):
+                        if not self._refused(pending, transmission, number):
                             break
             finally:
                 transmission.close()
@@ -114,13 +118,14 @@ class Flush:
         return turn
 
     def _prepare(self, pending: PendingSend) -> Transmission:
-        columns, target, position = pending.columns, pending.target, pending.position
-        if pending.unsegmented_until > position:
-            return self._backend.prepare_single(self._sock, columns, target, position)
-        pending.unsegmented_until = START
-        return self._backend.prepare(self._sock, columns, target, position, self.gso)
+        single = pending.unsegmented_until > (pending.train, pending.offset)
+        if not single:
+            pending.unsegmented_until = _NOWHERE
+        return self._backend.prepare(
+            self._sock, pending.laid, pending.train, pending.offset, gso=self.gso, single=single
+        )
 
-    def _advance(self, pending: PendingSend, outcome: Sent) -> None:
+    def _advance(self, pending: PendingSend, took: Transmission) -> None:
         """Account for what the kernel took."""
         if pending.errors:
             # It went through in the end, so the errors were about earlier datagrams.
@@ -128,32 +133,30 @@ class Flush:
             self._known.doubt(pending.errors)
             pending.errors.clear()
         pending.last_failure = None
-        if pending.suspicion is not None:
-            if pending.suspicion.errno == errno.EINVAL:
+        if pending.suspicion:
+            if pending.suspicion == errno.EINVAL:
                 self._switch_gso_off(pending.suspicion)
-                pending.unsegmented_until = START
-            pending.suspicion = None
+                pending.unsegmented_until = _NOWHERE
+            pending.suspicion = 0
         self._gate.progress()
         # All that needs memory comes before anything is entered, so that the account holds.
-        calls, trains = self.calls + 1, self.trains + outcome.messages
-        datagrams, nbytes = self.datagrams + outcome.datagrams, self.nbytes + outcome.nbytes
-        sent = pending.submission.sent + outcome.datagrams
-        self._queue.move_on(outcome.position, outcome.datagrams)
+        took_now = took.datagrams
+        calls, trains = self.calls + 1, self.trains + took.messages
+        datagrams, nbytes = self.datagrams + took_now, self.nbytes + took.nbytes
+        sent = pending.submission.sent + took_now
+        self._queue.move_on(took.train, took.offset, took_now)
         pending.submission.sent = sent
         self.calls, self.trains, self.datagrams, self.nbytes = calls, trains, datagrams, nbytes
 
-    def _refused(
-        self, pending: PendingSend, outcome: Sent, error: OSError, transmission: Transmission
-    ) -> bool:
+    def _refused(self, pending: PendingSend, refused: Transmission, number: int) -> bool:
         """Carry out what a refusal means. Returns whether the transmission is still good."""
-        number = error.errno or 0
         self._refusals += 1
         pending.errors.append(number)
         storm = self._may_be_a_storm(number)
         if storm:
             address, size = _first_datagram(pending)
             storm = not self._known.own(address, number, size)
-        verdict = judge(pending.errors, segmented=outcome.segmented, storm=storm)
+        verdict = judge(pending.errors, segmented=refused.segmented, storm=storm)
         if verdict is Verdict.RETRY:
             return True
         if verdict is Verdict.CLOSED:
@@ -163,19 +166,19 @@ class Flush:
         self._known.learn(address, number, size, tries=len(pending.errors))
         pending.errors.clear()
         if verdict is Verdict.SWITCH_GSO_OFF:
-            self._switch_gso_off(error)
+            self._switch_gso_off(number)
             return False
         if verdict is Verdict.FIRST_ALONE:
-            pending.unsegmented_until = outcome.refused
-            pending.suspicion = error
+            pending.unsegmented_until = (refused.end_train, refused.end_offset)
+            pending.suspicion = number
             return False
-        if pending.suspicion is None:
-            self._fail(pending, outcome.refused, error)
-            transmission.skip()
+        if not pending.suspicion:
+            self._fail(pending, (refused.end_train, refused.end_offset), number)
+            refused.skip()
             return True
-        pending.suspicion = None
+        pending.suspicion = 0
         until = pending.unsegmented_until
-        self._fail(pending, _end_of(pending, size) if number == errno.EMSGSIZE else until, error)
+        self._fail(pending, _end_of(pending, size) if number == errno.EMSGSIZE else until, number)
         return False
 
     def _may_be_a_storm(self, number: int) -> bool:
@@ -184,23 +187,24 @@ class Flush:
             number in _errnos.FROM_ICMP and _options.hears_errors(self._sock)
         )
 
-    def _switch_gso_off(self, error: OSError) -> None:
+    def _switch_gso_off(self, number: int) -> None:
         self.gso = False
         self.gso_fallbacks += 1
         logger.warning(
             "the kernel does not segment trains here (%s): from now on each datagram goes alone",
-            error.strerror,
+            os.strerror(number),
         )
 
-    def _fail(self, pending: PendingSend, end: Position, error: OSError) -> None:
+    def _fail(self, pending: PendingSend, end: tuple[int, int], number: int) -> None:
         """Take a message out of the queue that can never be sent."""
-        index, offset = pending.position
+        index, offset = pending.train, pending.offset
         begin = offset
+        error = OSError(number, os.strerror(number))
         last = pending.last_failure
         if (
             offset
             and last is not None
-            and last.error.errno == error.errno
+            and last.error.errno == number
             and self.failures
             and self.failures[-1] is last
         ):
@@ -209,8 +213,8 @@ class Flush:
             begin -= last.train.nbytes
         datagrams = 0
         while (index, offset) < end:
-            whole = pending.columns.train(index)
-            stop = end.offset if index == end.train else whole.nbytes
+            whole = pending.laid.columns.train(index)
+            stop = end[1] if index == end[0] else whole.nbytes
             address = whole.address if pending.target is KEEP else pending.target
             size = whole.segment_size
             train = make_train(whole.data[begin:stop], size, address, whole.ecn)
@@ -218,36 +222,35 @@ class Flush:
             self.failures.append(pending.last_failure)
             datagrams += datagram_count(stop - offset, size)
             index, offset, begin = index + 1, 0, 0
-        number = error.errno or 0
         self.failed[number] += datagrams
         pending.submission.fail(number, datagrams)
-        self._queue.move_on(end, datagrams)
+        self._queue.move_on(*end, datagrams)
 
 
 def _first_datagram(pending: PendingSend) -> tuple[Address | None, int]:
     """The peer and the size in bytes of the datagram that is to be sent next."""
-    train = pending.columns.train(pending.position.train)
+    train = pending.laid.columns.train(pending.train)
     address = train.address if pending.target is KEEP else pending.target
-    return address, min(train.segment_size, train.nbytes - pending.position.offset)
+    return address, min(train.segment_size, train.nbytes - pending.offset)
 
 
-def _end_of(pending: PendingSend, size: int) -> Position:
+def _end_of(pending: PendingSend, size: int) -> tuple[int, int]:
     """How far datagrams of at least ``size`` bytes reach, of those that go one by one.
 
     A train was refused for being too long, and its first datagram alone was as well. The ones like
     it share its fate, without a call for each; a shorter one at the end may still go.
     """
-    index, offset = pending.position
+    index, offset = pending.train, pending.offset
     until = pending.unsegmented_until
     while (index, offset) < until:
-        train = pending.columns.train(index)
-        stop = until.offset if index == until.train else train.nbytes
-        if train.segment_size < size:
+        train = pending.laid.columns.train(index)
+        stop = until[1] if index == until[0] else train.nbytes
+        if min(train.segment_size, stop - offset) < size:
             break
         tail = (stop - offset) % train.segment_size
         if 0 < tail < size:
-            return Position(index, stop - tail)
+            return index, stop - tail
         if stop < train.nbytes:
-            return Position(index, stop)
+            return index, stop
         index, offset = index + 1, 0
-    return Position(index, offset)
+    return index, offset

@@ -1,18 +1,20 @@
 # PacketBufPool: lends the memory for receiving, and gets it back by itself.
 #
-# The pool decides how many slabs are kept; that none comes back while somebody can still see it is
-# the doing of `_kernel/_slab.py`. This file must not know sockets, nor what is in a slab.
+# What is lent, and that none of it comes back while somebody can still see it, is the backend's
+# doing. This file must not know sockets, nor what is in a slab.
 
 from __future__ import annotations
 
-import threading
-from typing import final
+from typing import TYPE_CHECKING, final
 
 import trio
 
-from ._kernel._slab import Slab
+from ._kernel import pick_backend
 from ._statistics import PoolStatistics
 from ._train import check_int
+
+if TYPE_CHECKING:
+    from ._kernel._interface import Backend, Memory
 
 # A train is at most 65 535 bytes with its headers, whatever the MTU; a shorter buffer makes the
 # kernel throw the rest of it away.
@@ -47,15 +49,7 @@ class PacketBufPool:
         check_int("capacity", capacity, 1, 2**31)
         self._buffer_size = buffer_size
         self._capacity = capacity
-        self._shelves: dict[int, _Shelf] = {}
-        # A view may be dropped in a worker thread, and the garbage collector may drop one in the
-        # middle of our own bookkeeping: hence a lock, and one that its holder can take again.
-        self._lock = threading.RLock()
-        self._in_use = 0
-        self._most_in_use = 0
-        self._reused = 0
-        self._allocated = 0
-        self._beyond_capacity = 0
+        self._memories: dict[str, Memory] = {}
 
     @property
     def buffer_size(self) -> int:
@@ -74,66 +68,25 @@ class PacketBufPool:
         It returns to the pool by itself when the view, and every slice of it, is gone; a sender
         that has queued a slice holds it until the packet is sent. Its content is undefined.
         """
-        slab = self._take(1, 1)
-        return slab.view(slab.lend())[: self._buffer_size]
+        return self._memory(pick_backend()).get()
 
     def statistics(self) -> PoolStatistics:
         """A snapshot of what the pool has lent and kept."""
+        counted = [memory.statistics() for memory in self._memories.values()]
+        in_use, idle, most, reused, allocated, beyond = map(sum, zip((0,) * 6, *counted))
         return PoolStatistics(
-            slabs_in_use=self._in_use,
-            slabs_idle=sum(len(shelf.idle) for shelf in self._shelves.values()),
-            most_in_use=self._most_in_use,
-            reused=self._reused,
-            allocated=self._allocated,
-            allocated_beyond_capacity=self._beyond_capacity,
+            slabs_in_use=in_use,
+            slabs_idle=idle,
+            most_in_use=most,
+            reused=reused,
+            allocated=allocated,
+            allocated_beyond_capacity=beyond,
         )
 
-    @trio.lowlevel.enable_ki_protection
-    def _take(self, slots: int, offered: int) -> Slab:
-        """A slab with so many slots, for a receiver: it lends it, or puts it back.
-
-        Beyond the capacity, where the slab serves for one call, it has only the slots that this
-        call is to be offered: to build one with 256 takes ten times as long as the call.
-        """
-        with self._lock:
-            shelf = self._shelves.get(slots)
-            if shelf is None:
-                shelf = self._shelves[slots] = _Shelf()
-            if shelf.idle:
-                # Last in, first out: the slab that was used last is still in the processor's cache.
-                slab = shelf.idle.pop()
-                self._reused += 1
-            else:
-                beyond = shelf.in_use >= self._capacity
-                fewer = min(slots, max(offered, 2)) if beyond else slots
-                slab = Slab(fewer, self._buffer_size, self._put_back)
-                slab.kind = slots
-                self._allocated += 1
-                self._beyond_capacity += beyond
-            shelf.in_use += 1
-            self._in_use += 1
-            if self._in_use > self._most_in_use:
-                self._most_in_use = self._in_use
-            return slab
-
-    @trio.lowlevel.enable_ki_protection
-    def _put_back(self, slab: Slab) -> None:
-        """Take a slab back, unless somebody sees its memory: then it comes back by itself."""
-        if slab.lent:
-            return
-        with self._lock:
-            shelf = self._shelves[slab.kind]
-            shelf.in_use -= 1
-            self._in_use -= 1
-            if slab.slots == slab.kind and shelf.in_use + len(shelf.idle) < self._capacity:
-                shelf.idle.append(slab)
-
-
-class _Shelf:
-    """The slabs of one size."""
-
-    __slots__ = ("idle", "in_use")
-
-    def __init__(self) -> None:
-        self.idle: list[Slab] = []
-        self.in_use = 0
+    def _memory(self, backend: Backend) -> Memory:
+        """What a backend receives into. It lends it, and takes it back by itself."""
+        memory = self._memories.get(backend.name)
+        if memory is None:
+            memory = backend.memory(self._buffer_size, self._capacity)
+            self._memories[backend.name] = memory
+        return memory

@@ -6,32 +6,24 @@
 from __future__ import annotations
 
 from collections import deque
-from itertools import groupby, repeat
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import attrs
 import trio
 
 from ._batch import KEEP, TrainColumns, over
-from ._coalesce import MAX_SEGMENTS, coalesce
 from ._kernel import _sockaddr
-from ._kernel._interface import START
-from ._train import PacketTrain, make_train, max_train_bytes
+from ._train import PacketTrain, make_train
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable
 
     from ._batch import Columns, Target
     from ._errors import SendFailure
-    from ._kernel._interface import Position
+    from ._kernel._interface import Backend, Laid
     from ._train import Address
 
     _Payload = bytes | memoryview
-
-
-# Below this average size, in bytes, single datagrams of a batch are joined into trains. A kernel
-# message of their own costs each 3 us; joining costs 35 ns, and a copy.
-_JOIN_BELOW = 8192
 
 
 @attrs.define(eq=False)
@@ -58,15 +50,17 @@ class Submission:
 class PendingSend:
     """Something that is being sent, and how far it got."""
 
-    columns: Columns
+    laid: Laid
     target: Target
     submission: Submission
-    position: Position = START
+    train: int = 0
+    """The trains before it are sent or refused, and so are the ``offset`` first bytes of it."""
+    offset: int = 0
     errors: list[int] = attrs.Factory(list)
-    """What the message at ``position`` was refused with so far, by errno."""
-    unsegmented_until: Position = START
+    """What the next message was refused with so far, by errno."""
+    unsegmented_until: tuple[int, int] = (0, 0)
     """Up to there datagrams go one by one, because a train of them was refused."""
-    suspicion: OSError | None = None
+    suspicion: int = 0
     """What that train was refused with, until its first datagram has been tried alone."""
     last_failure: SendFailure | None = None
     """The refused part of a train, while the datagrams after it are tried."""
@@ -80,6 +74,7 @@ class SendQueue:
     other: it is known here by its raw name.
 
     Args:
+      backend: what brings everything into the form in which it is sent.
       family: the address family of the socket, which decides what an address is.
       peer: tells whom the socket is connected to now, `None` where it is not.
 
@@ -88,7 +83,8 @@ class SendQueue:
       submitted: how many were ever put in.
     """
 
-    def __init__(self, family: int, peer: Callable[[], Address | None]) -> None:
+    def __init__(self, backend: Backend, family: int, peer: Callable[[], Address | None]) -> None:
+        self._backend = backend
         self._family = family
         self._peer = peer
         self._peer_name: bytes | None = None  # until the queue is gathered; see `_name`
@@ -125,32 +121,31 @@ class SendQueue:
             waiting.items.append(item)
         self.datagrams, self.submitted = queued, submitted
 
-    def put_columns(self, columns: Columns, target: Target, submission: Submission) -> PendingSend:
+    def lay_out(self, columns: Columns, target: Target) -> PendingSend:
+        """Make a batch ready to be sent. It is in the queue only after `put_pending`.
+
+        Raises:
+          TypeError, ValueError: an address is none for this family.
+        """
+        laid = self._backend.lay_out(columns, target, self._family)
+        return PendingSend(laid, target, Submission())
+
+    def put_pending(self, pending: PendingSend, submission: Submission) -> None:
         """Add a whole batch, behind everything else that is being sent."""
-        if (
-            isinstance(columns, TrainColumns)
-            and columns.most_segments == 1
-            and columns.plain
-            and columns.count > 1
-            and columns.nbytes < columns.count * _JOIN_BELOW
-            and columns.lengths.count(columns.lengths[0]) == columns.count
-        ):
-            pending = PendingSend(self._regrouped(columns, target), KEEP, submission)
-        else:
-            pending = PendingSend(columns, target, submission)
+        pending.submission = submission
+        columns = pending.laid.columns
         if columns.count:
             datagrams = columns.datagrams
             queued, submitted = self.datagrams + datagrams, self.submitted + datagrams
             self._pending.append(pending)
             self.datagrams, self.submitted = queued, submitted
             submission.submitted = datagrams
-        return pending
 
     def take_back(self, pending: PendingSend) -> None:
-        """Undo `put_columns`."""
+        """Undo `put_pending`."""
         self._pending.remove(pending)
-        self.datagrams -= pending.columns.datagrams
-        self.submitted -= pending.columns.datagrams
+        self.datagrams -= pending.submission.submitted
+        self.submitted -= pending.submission.submitted
         pending.submission.submitted = 0
 
     def withdraw(self, submission: Submission) -> int:
@@ -173,15 +168,15 @@ class SendQueue:
             self._pending.append(gathered)
             self._waiting = {}
             self._trains_wait = False
-            self._forget_peer()
+            self._peer_name, self._last_target = None, KEEP
         return self._pending[0]
 
-    def move_on(self, position: Position, datagrams: int) -> None:
-        """The first one is done with up to ``position``: so many datagrams were sent or refused."""
+    def move_on(self, train: int, offset: int, datagrams: int) -> None:
+        """The first one is done with up to there: so many datagrams were sent or refused."""
         pending, left = self._pending[0], self.datagrams - datagrams
         self.datagrams = left
-        pending.position = position
-        if position.train >= pending.columns.count:
+        pending.train, pending.offset = train, offset
+        if train >= pending.laid.columns.count:
             self._pending.popleft()
 
     def clear(self) -> int:
@@ -203,35 +198,27 @@ class SendQueue:
                 peer = self._peer()
                 self._peer_name = b"" if peer is None else _sockaddr.encode(peer, self._family)
             return self._peer_name
-        _sockaddr.check(target, self._family)
-        return _sockaddr.encode(target, self._family)
-
-    def _forget_peer(self) -> None:
-        self._peer_name, self._last_target = None, KEEP
+        return _sockaddr.name_of(target, self._family)
 
     def _gather(self) -> PendingSend:
-        """Make trains of what waits, peer by peer."""
-        submission = Submission(self.datagrams)
-        waiting = self._waiting.values()
+        """Bring together what waits, peer by peer."""
+        payloads: list[_Payload] = []
+        sizes: list[int] = []
+        addresses: list[Address | None] = []
+        for waiting in self._waiting.values():
+            payloads += waiting.items  # type: ignore[arg-type]  # trains are exchanged below
+            addresses += [waiting.target] * len(waiting.items)
         if self._trains_wait:
-            trains = [t for one in waiting for t in _trains_of(one.items, one.target)]
-            return PendingSend(TrainColumns.of(tuple(trains)), KEEP, submission)
-        packets = [(one.target, cast("list[_Payload]", one.items)) for one in waiting]
-        return PendingSend(_coalesced(packets), KEEP, submission)
-
-    def _regrouped(self, columns: TrainColumns, target: Target) -> TrainColumns:
-        """Single datagrams, gathered into trains peer by peer."""
-        if target is not KEEP:
-            return _coalesced([(target, columns.payloads)])
-        if not self._waiting:
-            self._forget_peer()
-        by_name: dict[bytes, tuple[Address | None, list[_Payload]]] = {}
-        for payload, address in zip(columns.payloads, columns.addresses):
-            name = self._name(address)
-            if name not in by_name:
-                by_name[name] = (address, [])
-            by_name[name][1].append(payload)
-        return _coalesced(by_name.values())
+            trains = [
+                item if isinstance(item, PacketTrain) else make_train(item, len(item), address)
+                for item, address in zip(payloads, addresses)
+            ]
+            columns = TrainColumns.of(tuple(trains))
+        else:
+            sizes = list(map(len, payloads))
+            columns = TrainColumns(payloads, sizes, addresses)
+        laid = self._backend.lay_out(columns, KEEP, self._family)
+        return PendingSend(laid, KEEP, Submission(columns.datagrams))
 
 
 class _Waiting:
@@ -242,48 +229,3 @@ class _Waiting:
     def __init__(self, target: Address | None, items: list[_Payload | PacketTrain]) -> None:
         self.target = target
         self.items = items
-
-
-def _coalesced(by_peer: Iterable[tuple[Address | None, list[_Payload]]]) -> TrainColumns:
-    payloads: list[_Payload] = []
-    sizes: list[int] = []
-    addresses: list[Address | None] = []
-    for target, packets in by_peer:
-        _coalesce_into(payloads, sizes, packets, target)
-        addresses += [target] * (len(payloads) - len(addresses))
-    return TrainColumns(payloads, sizes, addresses)
-
-
-def _coalesce_into(
-    payloads: list[_Payload], sizes: list[int], packets: list[_Payload], target: Address | None
-) -> None:
-    """Append the trains that the packets for one target make."""
-    if len(packets) == 1:
-        payloads += packets
-        sizes.append(len(packets[0]))
-        return
-    lengths = list(map(len, packets))
-    size, count = lengths[0], len(packets)
-    most = max_train_bytes(target)
-    if 0 < size * count <= most and count <= MAX_SEGMENTS and lengths.count(size) == count:
-        # The usual case, one train of equal packets, without going through the general rules.
-        payloads.append(b"".join(packets))
-        sizes.append(size)
-        return
-    for start, stop in coalesce(lengths, most):
-        payloads.append(packets[start] if stop - start == 1 else b"".join(packets[start:stop]))
-        sizes.append(lengths[start])
-
-
-def _trains_of(
-    items: list[_Payload | PacketTrain], target: Address | None
-) -> Iterator[PacketTrain]:
-    """The trains for one target, where trains and single packets stand in the queue together."""
-    for is_train, group in groupby(items, lambda item: isinstance(item, PacketTrain)):
-        if is_train:
-            yield from cast("Iterator[PacketTrain]", group)
-        else:
-            payloads: list[_Payload] = []
-            sizes: list[int] = []
-            _coalesce_into(payloads, sizes, list(cast("Iterator[_Payload]", group)), target)
-            yield from map(make_train, payloads, sizes, repeat(target))

@@ -19,7 +19,6 @@ from ._closing import Closing
 from ._gate import Gate
 from ._kernel import _errnos, _options, _readiness, pick_backend
 from ._kernel._abi import MAX_BATCH_SIZE
-from ._kernel._slab import PACKED_SIZE
 from ._plain import check_plain, check_result
 from ._pool import GRO_BUFFER_SIZE, PacketBufPool
 from ._statistics import ReceiverStatistics
@@ -38,9 +37,6 @@ _BYTES_A_CALL = 768 << 10
 _FEWEST_SLOTS = 1
 # Before anything is known. Many slots would touch many pages for ever.
 _FIRST_SLOTS = 16
-
-# So many single datagrams of one size in a call, and the next one expects more of them.
-_PACK_FROM = 16
 
 # How many errors about earlier datagrams one receive call takes in before it lets others run.
 _MOST_ERRORS = 64
@@ -109,6 +105,7 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch[Address]]):
         if gro and not _options.switched_off("GRO"):
             _options.enable_gro(self._socket)
         self._backend = pick_backend()
+        self._memory = pool._memory(self._backend)
         self._gate = Gate(
             self._socket,
             trio.lowlevel.wait_readable,
@@ -118,7 +115,6 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch[Address]]):
         )
         self._slots = min(_FIRST_SLOTS, batch_size)  # what the next call is offered
         self._filled = False  # whether the last call took all that it was offered
-        self._expected_size = 0  # of the single datagrams that keep coming, in bytes
         self._held: PacketBatch[Address] | None = None
         self._drops_before = _options.kernel_drops(self._socket)
         self._drops: int | None = None
@@ -265,14 +261,10 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch[Address]]):
             batch, self._held = self._held, None
             return batch
         for errors in range(_MOST_ERRORS):
-            slab = self._pool._take(self._batch_size, self._slots)
-            slab.expected_size = self._expected_size
             try:
-                columns = self._backend.receive(self._socket, slab, self._slots)
-            except BlockingIOError:
-                if errors:
-                    self._gate.progress()  # they are what there was, and they are taken in
-                return None
+                columns = self._backend.receive(
+                    self._socket, self._memory, self._slots, self._batch_size
+                )
             except OSError as error:
                 if error.errno in _errnos.GONE:
                     raise trio.ClosedResourceError("the socket was closed") from None
@@ -280,8 +272,10 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch[Address]]):
                     raise
                 self._gate.asynchronous_errors[error.errno or 0] += 1
                 continue
-            finally:
-                self._pool._put_back(slab)  # unless the columns hold it
+            if columns is None:
+                if errors:
+                    self._gate.progress()  # they are what there was, and they are taken in
+                return None
             self._account(columns)
             if columns.count:
                 return batch_of(columns)
@@ -296,7 +290,9 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch[Address]]):
         self._datagrams += columns.datagrams
         self._bytes += nbytes
         if nbytes:
-            self._plan_next_call(columns)
+            # As many slots as brought about so many bytes.
+            fitting = _BYTES_A_CALL * columns.count // nbytes
+            self._slots = max(_FEWEST_SLOTS, min(fitting, self._batch_size))
         losses = columns.losses
         if losses is not None:
             self._truncated += losses.truncated
@@ -306,21 +302,6 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch[Address]]):
             self._bytes_unknown += losses.bytes_unknown
             if losses.error is not None:
                 self._gate.asynchronous_errors[losses.error.errno or 0] += 1
-
-    def _plan_next_call(self, columns: Columns) -> None:
-        """Let the next call follow the traffic: how many slots it is offered, and how they lie.
-
-        Single datagrams of one size that keep coming are received packed, back to back: then a
-        batch of them is contiguous, and leaves as a few trains. The moment something else comes,
-        it is received plainly again.
-        """
-        size = columns.single_size
-        if columns.count >= _PACK_FROM or size != self._expected_size:
-            self._expected_size = size if columns.count >= _PACK_FROM else 0
-        fitting = _BYTES_A_CALL * columns.count // columns.nbytes
-        if self._expected_size:
-            fitting = min(fitting, PACKED_SIZE // self._expected_size)
-        self._slots = max(_FEWEST_SLOTS, min(fitting, self._batch_size))
 
 
 @trio.lowlevel.disable_ki_protection

@@ -19,10 +19,8 @@ from ._coalesce import MAX_PAYLOAD_IPV4, MAX_PAYLOAD_IPV6
 from ._errors import PacketTooLargeError, QueueFullError, SendBatchError
 from ._flush import Flush, Turn
 from ._gate import Gate
-from ._kernel import _options, _pieces, _readiness, _sockaddr, pick_backend
+from ._kernel import _options, _readiness, pick_backend
 from ._kernel._abi import MAX_BATCH_SIZE
-from ._kernel._columns import SlabColumns
-from ._kernel._interface import START
 from ._queue import SendQueue, Submission
 from ._statistics import SenderStatistics
 from ._train import PacketTrain, check_int, flat_view
@@ -30,8 +28,8 @@ from ._train import PacketTrain, check_int, flat_view
 if TYPE_CHECKING:
     import socket as stdlib_socket
 
-    from ._batch import Columns, Target
     from ._errors import SendFailure
+    from ._queue import PendingSend
     from ._train import Address, Packet
 
 
@@ -85,8 +83,10 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
             _readiness.writable,
             "sending with this sender",
         )
-        self._queue = SendQueue(self._family, partial(_options.peer_of, self._socket))
-        self._flush = Flush(self._socket, pick_backend(), self._queue, self._gate, offload)
+        backend = pick_backend()
+        peer = partial(_options.peer_of, self._socket)
+        self._queue = SendQueue(backend, self._family, peer)
+        self._flush = Flush(self._socket, backend, self._queue, self._gate, offload)
         self._discarded = 0
 
     @property
@@ -165,7 +165,7 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
             raise QueueFullError(train.data, train.address, self._batch_size)
         if train.local_address is not None:
             # What cannot be said to the kernel must not get into the queue: it would stay there.
-            _pieces.check(train, self._family)
+            self._queue.lay_out(TrainColumns.of((train,)), KEEP)
         self._queue.put(train, train.address, datagrams)
 
     # -- sending
@@ -220,7 +220,6 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
           trio.BusyResourceError: another task is flushing or sending.
           trio.ClosedResourceError: the sender or the socket is closed, before or during it.
           TypeError, ValueError: not a batch, or an address is none that this socket can send to.
-            Nothing of the batch was accepted.
           OSError: see `try_flush_best_effort`.
         """
         await self._send(value, Submission())
@@ -229,12 +228,12 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
     async def _send(self, value: PacketBatch, submission: Submission) -> None:
         """`send`, for the pump: what became of the batch is in ``submission``, nothing is raised of
         it."""
-        accepted = self._check_batch(value)
+        pending = self._accept(value)
         with self._gate:
             await trio.lowlevel.checkpoint_if_cancelled()
             if self._queue.datagrams:
                 await self._send_queued()
-            self._queue.put_columns(*accepted, submission)
+            self._queue.put_pending(pending, submission)
             await self._send_all()
 
     @trio.lowlevel.enable_ki_protection
@@ -254,13 +253,13 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
 
     def _send_nowait(self, value: PacketBatch, submission: Submission) -> None:
         """`send_nowait`, for the pump; see `_send`."""
-        accepted = self._check_batch(value)
+        pending = self._accept(value)
         with self._gate:
             if self._queue.datagrams and self._flush.all_now() is not Turn.DONE:
                 raise trio.WouldBlock
-            pending = self._queue.put_columns(*accepted, submission)
+            self._queue.put_pending(pending, submission)
             turn = self._flush.all_now()
-        if turn is Turn.BLOCKED and pending.position == START:
+        if turn is Turn.BLOCKED and not (pending.train or pending.offset):
             self._queue.take_back(pending)
             # It is not told twice, and nobody else will ever know of it.
             self._gate.asynchronous_errors.update(pending.errors)
@@ -299,24 +298,11 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
         if self._gate.closed:
             raise trio.ClosedResourceError("the sender is closed")
 
-    def _check_batch(self, batch: PacketBatch) -> tuple[Columns, Target]:
+    def _accept(self, batch: PacketBatch) -> PendingSend:
         if not isinstance(batch, PacketBatch):
             raise TypeError(f"a PacketBatch is needed, not {brief(batch)}")
         self._gate.check_open()
-        columns, target = columns_of(batch)
-        if target is not KEEP:
-            if target is not None:
-                _sockaddr.check(target, self._family)
-        elif isinstance(columns, TrainColumns):
-            for address in set(columns.addresses):
-                if address is not None:
-                    _sockaddr.check(address, self._family)
-            if not columns.plain:
-                for train in columns.trains():
-                    _pieces.check(train, self._family)
-        elif isinstance(columns, SlabColumns):
-            columns.check_family(self._family)
-        return columns, target
+        return self._queue.lay_out(*columns_of(batch))
 
     async def _send_all(self) -> None:
         """Send until nothing is left. A checkpoint, always."""

@@ -12,12 +12,7 @@ from typing import TYPE_CHECKING
 import hypothesis
 import pytest
 
-from snaptun_trio._kernel import _portable
-
-from . import ends, hanging, scripted
-
-if sys.platform == "linux":
-    from snaptun_trio._kernel import _linux
+from . import ends, hanging, scripted, system_calls
 
 if TYPE_CHECKING:
     import socket
@@ -86,8 +81,10 @@ def no_switches(monkeypatch: pytest.MonkeyPatch) -> None:
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Run the test with each backend: whatever is made from here on uses it."""
     name: str = request.param
-    if name == "linux" and sys.platform != "linux":
-        pytest.skip("recvmmsg and sendmmsg with offloads are Linux's")
+    if name == "linux":
+        if sys.platform != "linux":
+            pytest.skip("recvmmsg and sendmmsg with offloads are Linux's")
+        system_calls.require_extension()
     monkeypatch.setenv("SNAPTUN_TRIO_BACKEND", name)
     return name
 
@@ -97,14 +94,14 @@ def linux_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     """What only recvmmsg and sendmmsg can show."""
     if sys.platform != "linux":
         pytest.skip("recvmmsg and sendmmsg with offloads are Linux's")
+    system_calls.require_extension()
     monkeypatch.setenv("SNAPTUN_TRIO_BACKEND", "linux")
 
 
 @pytest.fixture
 def nothing_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches of any size stay in the slab that they arrived in."""
-    for backend in (_linux, _portable):
-        monkeypatch.setattr(backend, "COPIED_UP_TO", -1)
+    system_calls.copy_up_to(monkeypatch, -1)
 
 
 @pytest.fixture

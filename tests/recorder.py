@@ -1,7 +1,7 @@
 # What the real kernel is handed: the headers of each recvmmsg and sendmmsg call, read as C sees
 # them.
 #
-# The two functions of the Linux backend are wrapped, not replaced, unless a test says so. The
+# The two functions of the C library are wrapped, not replaced, unless a test says so. The
 # structures are written down here once more, from the manual page, so that a mistake in the
 # package's own layout shows.
 
@@ -15,14 +15,12 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from snaptun_trio import _kernel
+from . import system_calls
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import pytest
-
-    from snaptun_trio._kernel._linux import LinuxBackend
 
 
 _WORD = ctypes.sizeof(ctypes.c_size_t)
@@ -106,6 +104,13 @@ def read_messages(address: int, count: int) -> list[Message]:
     return messages
 
 
+def shorten_controls(address: int, count: int, nbytes: int) -> None:
+    """Leave only so much room for control messages in ``count`` headers at ``address``."""
+    for whole in (_Mmsghdr * count).from_address(address):
+        assert whole.message.control_length >= nbytes
+        whole.message.control_length = nbytes
+
+
 @attrs.frozen
 class Incoming:
     """A message as the kernel would hand it over."""
@@ -150,10 +155,6 @@ class Recorder:
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        backend: LinuxBackend = _kernel.pick_backend()  # type: ignore[assignment]
-        assert backend.name == "linux"
-        self._receive = backend._recvmmsg
-        self._send = backend._sendmmsg
         self.sent: list[list[Message]] = []
         self.received_at: set[int] = set()
         self.received_messages = 0
@@ -161,12 +162,15 @@ class Recorder:
         self.interrupted = 0
         self.pretend = False
         """Take everything that is to be sent without asking the kernel."""
+        self.refuse_with = 0
+        """Refuse everything that is to be sent with this errno, 0 is not to."""
         self.incoming: list[Incoming] = []
         """Hand this over instead of asking the kernel."""
         self.before_sending: Callable[[], object] = lambda: None
         self.after_receiving: Callable[[], object] = lambda: None
-        monkeypatch.setattr(backend, "_recvmmsg", self._recvmmsg)
-        monkeypatch.setattr(backend, "_sendmmsg", self._sendmmsg)
+        self._receive, self._send = system_calls.replace(
+            monkeypatch, self._recvmmsg, self._sendmmsg
+        )
 
     def _interrupt(self) -> bool:
         if not self.interruptions:
@@ -177,6 +181,8 @@ class Recorder:
         return True
 
     def _recvmmsg(self, fd: int, address: int, count: int, flags: int, timeout: None) -> int:
+        if not count:  # the package asks whether there is such a call
+            return self._receive(fd, address, count, flags, timeout)
         if self._interrupt():
             return -1
         if self.incoming:
@@ -185,7 +191,7 @@ class Recorder:
                 message.deliver(header)
             del self.incoming[:got]
         else:
-            got = int(self._receive(fd, address, count, flags, timeout))
+            got = self._receive(fd, address, count, flags, timeout)
         number = ctypes.get_errno()
         if got > 0:
             self.received_messages = got
@@ -198,11 +204,16 @@ class Recorder:
         return got
 
     def _sendmmsg(self, fd: int, address: int, count: int, flags: int) -> int:
+        if not count:  # the package asks whether there is such a call
+            return self._send(fd, address, count, flags)
         if self._interrupt():
+            return -1
+        if self.refuse_with:
+            ctypes.set_errno(self.refuse_with)
             return -1
         self.before_sending()
         self.sent.append(read_messages(address, count))
-        return count if self.pretend else int(self._send(fd, address, count, flags))
+        return count if self.pretend else self._send(fd, address, count, flags)
 
     @property
     def messages(self) -> list[Message]:

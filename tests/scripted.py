@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import sys
 from collections import deque
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -15,8 +17,8 @@ import trio
 
 from snaptun_trio import _receiver, _sender
 from snaptun_trio._batch import TrainColumns
-from snaptun_trio._kernel._interface import Sent
-from snaptun_trio._kernel._pieces import pieces
+from snaptun_trio._kernel import _portable
+from snaptun_trio._kernel._pieces import OutgoingMessage, outgoing_messages
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,9 +27,7 @@ if TYPE_CHECKING:
 
     from snaptun_trio import Address, PacketTrain
     from snaptun_trio._batch import Columns, Losses, Target
-    from snaptun_trio._kernel._interface import Position, Socket
-    from snaptun_trio._kernel._pieces import Piece
-    from snaptun_trio._kernel._slab import Slab
+    from snaptun_trio._kernel._interface import Laid, Socket
 
 
 def error_of(number: int) -> OSError:
@@ -98,7 +98,7 @@ class ScriptedBackend:
     name = "scripted"
 
     def __init__(self) -> None:
-        self.sends: deque[int | Callable[[Piece], int]] = deque()
+        self.sends: deque[int | Callable[[OutgoingMessage], int]] = deque()
         self.receives: deque[list[PacketTrain] | int] = deque()
         self.losses: Losses | None = None
         self.sent: list[tuple[bytes, Address | None]] = []
@@ -106,26 +106,32 @@ class ScriptedBackend:
         self.singles = self.prepared = 0
         self.waits = ScriptedWaits()
 
-    def receive(self, sock: Socket, slab: Slab, slots: int) -> Columns:
+    def memory(self, buffer_size: int, capacity: int) -> _portable.Scratch:
+        return _portable.Scratch(buffer_size)
+
+    def receive(
+        self, sock: Socket, memory: object, offered: int, slots: int
+    ) -> TrainColumns | None:
         step = self.receives.popleft() if self.receives else None
-        if step is None:
-            raise BlockingIOError
+        if step is None or step == -errno.EAGAIN:
+            return None
         if isinstance(step, int):
             raise error_of(-step)
         return TrainColumns.of(tuple(step), self.losses)
 
-    def prepare(
-        self, sock: Socket, columns: Columns, target: Target, position: Position, gso: bool
-    ) -> ScriptedTransmission:
-        messages = list(pieces(columns, target, position, int(sock.family), gso))
-        self.prepared += 1
-        return ScriptedTransmission(self, messages, position, gso)
+    def lay_out(self, columns: Columns, target: Target, family: int) -> Laid:
+        return _portable.PortableBackend().lay_out(columns, target, family)
 
-    def prepare_single(
-        self, sock: Socket, columns: Columns, target: Target, position: Position
+    def prepare(
+        self, sock: Socket, laid: Laid, train: int, offset: int, *, gso: bool, single: bool
     ) -> ScriptedTransmission:
-        messages = list(islice(pieces(columns, target, position, int(sock.family), False), 1))
-        return ScriptedTransmission(self, messages, position, False, single=True)
+        family = int(sock.family)
+        found = outgoing_messages(
+            laid.columns, laid.name, train, offset, family, gso and not single
+        )
+        messages = list(islice(found, 1)) if single else list(found)
+        self.prepared += not single
+        return ScriptedTransmission(self, messages, (train, offset), gso, single=single)
 
     @property
     def payloads(self) -> list[bytes]:
@@ -139,51 +145,66 @@ class ScriptedTransmission:
     def __init__(
         self,
         backend: ScriptedBackend,
-        messages: list[Piece],
-        position: Position,
+        messages: list[OutgoingMessage],
+        start: tuple[int, int],
         gso: bool,
         *,
-        single: bool = False,
+        single: bool,
     ) -> None:
         self._backend = backend
-        self._messages = messages
-        self._position = position
+        self._left = messages
+        self.train, self.offset = start
+        self.messages = self.datagrams = self.nbytes = 0
         self._gso = gso
         self._single = single
 
     @property
     def more(self) -> bool:
-        return bool(self._messages)
+        return bool(self._left)
 
-    def send(self, most: int) -> Sent:
-        backend, first = self._backend, self._messages[0]
-        backend.calls.append((self._gso, first.nbytes))
+    @property
+    def end_train(self) -> int:
+        return self._left[0].end[0]
+
+    @property
+    def end_offset(self) -> int:
+        return self._left[0].end[1]
+
+    @property
+    def segmented(self) -> bool:
+        return self._left[0].datagrams > 1
+
+    def send(self, fd: int, most: int) -> int:
+        self.messages = self.datagrams = self.nbytes = 0
+        backend, first = self._backend, self._left[0]
+        backend.calls.append((self._gso and not self._single, first.nbytes))
         backend.singles += self._single
-        step = backend.sends.popleft() if backend.sends else len(self._messages)
+        step = backend.sends.popleft() if backend.sends else len(self._left)
         if callable(step):
             step = step(first)
         if step < 0:
-            error = error_of(-step)
-            return Sent(self._position, 0, 0, 0, error, first.end, first.datagrams > 1)
-        taken, self._messages = self._messages[: min(step, most)], self._messages[min(step, most) :]
-        self._position = taken[-1].end
-        for piece in taken:
-            data = bytes(piece.train.data)[piece.start : piece.start + piece.nbytes]
-            size = piece.train.segment_size or 1
+            return -step
+        for message in self._left[: min(step, most)]:
+            data = message.payload
+            size = _segment_size(message) or len(data) or 1
             cuts = range(0, len(data) or 1, size)
-            backend.sent += [(data[at : at + size], piece.address) for at in cuts]
-        return Sent(
-            self._position,
-            len(taken),
-            sum(piece.datagrams for piece in taken),
-            sum(piece.nbytes for piece in taken),
-        )
+            backend.sent += [(data[at : at + size], message.address) for at in cuts]
+            self.messages += 1
+            self.datagrams += message.datagrams
+            self.nbytes += message.nbytes
+            self.skip()
+        return 0
 
     def skip(self) -> None:
-        self._position = self._messages.pop(0).end
+        self.train, self.offset = self._left.pop(0).end
 
     def close(self) -> None:
-        self._messages = []
+        self._left = []
+
+
+def _segment_size(message: OutgoingMessage) -> int:
+    asked = [data for level, kind, data in message.controls if (level, kind) == (17, 103)]
+    return int.from_bytes(asked[0], sys.byteorder) if asked else 0
 
 
 def install_backend(monkeypatch: pytest.MonkeyPatch) -> ScriptedBackend:

@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given, strategies as st
 
 from snaptun_trio import PacketBatch, PacketTrain
-from snaptun_trio._batch import TrainColumns
 
 A = ("192.0.2.1", 1000)
 B = ("192.0.2.2", 2000)
@@ -41,17 +40,6 @@ def test_a_batch_for_another_peer_is_the_same_data(trains: list[PacketTrain]) ->
     assert all(new.data is old.data for new, old in zip(batch.trains, trains))
     assert [address for _, address in batch.to(None)] == [None] * len(batch)
     assert batch.to(A).trains == PacketBatch(trains).to(A).trains
-
-
-@given(trains=trains_of_any_shape, data=st.data())
-def test_a_part_of_the_columns_is_measured_as_its_trains(
-    trains: list[PacketTrain], data: st.DataObject
-) -> None:
-    start = data.draw(st.integers(0, len(trains)))
-    stop = data.draw(st.integers(start, len(trains)))
-    part = trains[start:stop]
-    expected = (sum(len(train) for train in part), sum(train.nbytes for train in part))
-    assert TrainColumns.of(tuple(trains)).measure(start, stop) == expected
 
 
 def test_an_empty_batch_has_nothing() -> None:

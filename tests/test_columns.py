@@ -14,8 +14,9 @@ from hypothesis import given, strategies as st
 
 from snaptun_trio import PacketBatch, PacketBufPool, PacketTrain, UdpBatchReceiver
 from snaptun_trio._batch import columns_of
-from snaptun_trio._kernel import _abi, _linux, _sockaddr
+from snaptun_trio._kernel import _abi, _sockaddr
 
+from . import system_calls
 from .recorder import Incoming, Recorder
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ other = st.sampled_from(
 controls = st.tuples() | st.tuples(gro) | st.tuples(other, gro) | st.tuples(gro, other)
 incoming = st.builds(
     lambda size, fill, peer, controls: Incoming(
-        bytes([fill]) * size, _sockaddr.encode(peer, _sockaddr.AF_INET)[:16], controls
+        bytes([fill]) * size, _sockaddr.encode(peer, _sockaddr.AF_INET), controls
     ),
     st.integers(0, 5000),
     st.integers(0, 255),
@@ -54,7 +55,7 @@ messages_of_any_kind = st.lists(incoming, min_size=1, max_size=20) | alike
 
 def singles(size: int, other: int, count: int, odd_one: int) -> list[Incoming]:
     """So many datagrams of one size, each with bytes of its own, and perhaps one that is not."""
-    name = _sockaddr.encode(PEERS[0], _sockaddr.AF_INET)[:16]
+    name = _sockaddr.encode(PEERS[0], _sockaddr.AF_INET)
     sizes = [other if index == odd_one else size for index in range(count)]
     return [Incoming(bytes([index]) * size, name) for index, size in enumerate(sizes)]
 
@@ -152,7 +153,6 @@ def check_batch(batch: PacketBatch, messages: list[Incoming]) -> None:
     assert list(batch) == [(packet, train.address) for train in expected for packet in train]
     assert looked_at(batch.trains) == looked_at(expected)
     assert looked_at(columns_of(batch)[0].trains()) == looked_at(expected)
-    assert columns_of(batch)[0].most_segments == max(len(train) for train in expected)
 
 
 @given(calls=calls)
@@ -169,31 +169,17 @@ def test_a_copied_batch_is_what_it_would_be_in_its_slab(
             batch = in_slab(messages)
             left = list(recorder.incoming)
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(_linux, "COPIED_UP_TO", 1 << 30)
+                system_calls.copy_up_to(patch, 1 << 30)
                 other = copied(messages)
             assert recorder.incoming == left, "it was offered as many slots"
             assert list(other.trains) == list(batch.trains)
             assert list(other) == list(batch)
             ours, theirs = columns_of(other)[0], columns_of(batch)[0]
-            for question in ("count", "datagrams", "nbytes", "most_segments"):
+            for question in ("count", "datagrams", "nbytes"):
                 assert getattr(ours, question) == getattr(theirs, question), question
             assert ours.trains() == theirs.trains()
             messages = left
             del batch, other, ours, theirs
-
-
-@given(messages=messages_of_any_kind, data=st.data())
-def test_a_part_of_a_received_batch_is_measured_as_its_trains(
-    receivers: Callable[[], ReceiveScripted], messages: list[Incoming], data: st.DataObject
-) -> None:
-    columns, _ = columns_of(receivers()(messages))
-    start = data.draw(st.integers(0, columns.count))
-    stop = data.draw(st.integers(start, columns.count))
-    part = columns.trains()[start:stop]
-    assert columns.measure(start, stop) == (
-        sum(len(train) for train in part),
-        sum(train.nbytes for train in part),
-    )
 
 
 @given(sizes=st.lists(st.lists(st.integers(0, 130), min_size=17, max_size=20), max_size=4))
@@ -201,7 +187,7 @@ def test_whatever_does_not_fit_is_cut_at_the_buffers_end(
     receivers: Callable[[int], ReceiveScripted], sizes: list[list[int]]
 ) -> None:
     receive = receivers(100)
-    name = _sockaddr.encode(PEERS[0], _sockaddr.AF_INET)[:16]
+    name = _sockaddr.encode(PEERS[0], _sockaddr.AF_INET)
     for call in [[100] * 20, *sizes, [90] * 20, *sizes, [110] * 20]:
         payloads = [bytes([index]) * size for index, size in enumerate(call)]
         batch = receive([Incoming(payload, name) for payload in payloads])
@@ -215,7 +201,7 @@ def test_a_train_of_the_size_that_single_datagrams_had_is_still_a_train(
     receivers: Callable[[], ReceiveScripted],
 ) -> None:
     receive = receivers()
-    name = _sockaddr.encode(PEERS[0], _sockaddr.AF_INET)[:16]
+    name = _sockaddr.encode(PEERS[0], _sockaddr.AF_INET)
     receive(singles(200, 200, 30, -1))
     train = Incoming(b"a" * 100 + b"b" * 100, name, ((17, 104, struct.pack("=i", 100)),))
     for messages in ([train], [train] * 30):
@@ -225,7 +211,7 @@ def test_a_train_of_the_size_that_single_datagrams_had_is_still_a_train(
 
 
 def test_trains_are_made_once(receivers: Callable[[], ReceiveScripted]) -> None:
-    batch = receivers()([Incoming(b"x", _sockaddr.encode(PEERS[0], _sockaddr.AF_INET)[:16])])
+    batch = receivers()([Incoming(b"x", _sockaddr.encode(PEERS[0], _sockaddr.AF_INET))])
     assert batch.trains is batch.trains
 
 
@@ -236,7 +222,7 @@ def test_a_message_without_a_name_has_no_address(receivers: Callable[[], Receive
 def test_a_zero_stride_is_one_datagram_and_no_endless_loop(
     receivers: Callable[[], ReceiveScripted],
 ) -> None:
-    name = _sockaddr.encode(PEERS[0], _sockaddr.AF_INET)[:16]
+    name = _sockaddr.encode(PEERS[0], _sockaddr.AF_INET)
     message = Incoming(b"abcdef", name, ((17, 104, struct.pack("=i", 0)),))
     for messages in ([message], [message, message], [message, Incoming(b"", name)]):
         batch = receivers()(messages)
@@ -248,7 +234,7 @@ def test_control_messages_in_another_order_are_found(
     receivers: Callable[[], ReceiveScripted],
 ) -> None:
     """All messages have as many bytes of control messages, but not the same ones there."""
-    name = _sockaddr.encode(PEERS[0], _sockaddr.AF_INET)[:16]
+    name = _sockaddr.encode(PEERS[0], _sockaddr.AF_INET)
     size, ecn = (17, 104, struct.pack("=i", 2)), (_abi.SOL_IP, _abi.IP_TOS, struct.pack("=i", 1))
     messages = [Incoming(b"aabb", name, (size, ecn)), Incoming(b"ccdd", name, (ecn, size))]
     check_batch(receivers()(messages), messages)
@@ -256,8 +242,8 @@ def test_control_messages_in_another_order_are_found(
 
 def test_names_of_different_lengths(receivers: Callable[[], ReceiveScripted]) -> None:
     names = [
-        _sockaddr.encode(("127.0.0.1", 5), _sockaddr.AF_INET)[:16],
-        _sockaddr.encode(("::1", 6), _sockaddr.AF_INET6)[:28],
+        _sockaddr.encode(("127.0.0.1", 5), _sockaddr.AF_INET),
+        _sockaddr.encode(("::1", 6), _sockaddr.AF_INET6),
     ]
     batch = receivers()([Incoming(b"x", name) for name in names])
     assert [address for _, address in batch] == [("127.0.0.1", 5), ("::1", 6, 0, 0)]

@@ -24,12 +24,12 @@ from . import ends, scripted
 
 if TYPE_CHECKING:
     from snaptun_trio import PumpStatistics
-    from snaptun_trio._kernel._pieces import Piece
+    from snaptun_trio._kernel._pieces import OutgoingMessage
 
 PEER: Address = ("127.0.0.1", 1000)
 TARGET: Address = ("127.0.0.2", 9)
 
-REFUSED = b"refuse me"
+REFUSED = b""  # which goes alone: its neighbours are refused with nothing that is theirs
 
 
 def arrivals(batches: int, each: int = 1) -> list[list[PacketTrain]]:
@@ -110,13 +110,13 @@ def test_a_socket_that_is_full_now_and_then_changes_no_order_and_loses_nothing(
 async def test_refusals_are_counted_on_the_shorter_way_as_well(
     kernel: scripted.ScriptedBackend, udp: ends.MakeSocket
 ) -> None:
-    def refuse(first: Piece) -> int:
-        data = bytes(first.train.data)[first.start : first.start + first.nbytes]
+    def refuse(first: OutgoingMessage) -> int:
+        data = first.payload
         return -errno.EACCES if data == REFUSED else 1
 
     calls = arrivals(9, each=2)
     for call in calls[::3]:
-        call.insert(1, PacketTrain(REFUSED, 100, PEER))
+        call.insert(1, PacketTrain(REFUSED, 0, PEER))
     kernel.receives += calls
     kernel.sends += [refuse] * 100
     pump = make_pump(udp, batch_size=3)

@@ -1,4 +1,4 @@
-# How many system calls a job takes, counted where the Linux backend makes them: none only to hear
+# How many system calls a job takes, counted where the C library makes them: none only to hear
 # what is known already.
 
 from __future__ import annotations
@@ -12,13 +12,10 @@ import trio.testing
 
 from snaptun_trio import BatchPump, UdpBatchReceiver, UdpBatchSender, _kernel
 
-from . import ends
+from . import ends, system_calls
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from snaptun_trio import PacketBatch
-    from snaptun_trio._kernel._linux import LinuxBackend
 
 pytestmark = pytest.mark.usefixtures("linux_backend")
 
@@ -34,20 +31,17 @@ class Calls:
 @pytest.fixture
 def calls(linux_backend: None, monkeypatch: pytest.MonkeyPatch) -> Calls:
     counted = Calls()
-    backend: LinuxBackend = _kernel.pick_backend()  # type: ignore[assignment]
-    real_receive: Callable[..., int] = backend._recvmmsg
-    real_send: Callable[..., int] = backend._sendmmsg
 
-    def receive(*arguments: object) -> int:
+    def receive(*arguments: int) -> int:
         counted.receiving += 1
         return real_receive(*arguments)
 
-    def send(*arguments: object) -> int:
+    def send(*arguments: int) -> int:
         counted.sending += 1
         return real_send(*arguments)
 
-    monkeypatch.setattr(backend, "_recvmmsg", receive)
-    monkeypatch.setattr(backend, "_sendmmsg", send)
+    _kernel.pick_backend()  # which asks both calls whether they are there
+    real_receive, real_send = system_calls.replace(monkeypatch, receive, send)
     return counted
 
 

@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from itertools import count
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 import pytest
 
@@ -18,13 +16,9 @@ from snaptun_trio import (
     UdpBatchSender,
     _queue,
 )
-from snaptun_trio._kernel import _slab
 
 from . import ends, scripted
 from .test_sender import check_law
-
-if TYPE_CHECKING:
-    from snaptun_trio._kernel._interface import Sent
 
 A: Address = ("127.0.0.1", 9)
 
@@ -94,9 +88,10 @@ def test_what_was_sent_and_cannot_be_counted_is_still_queued(
     """It may go twice, as any datagram may; but it is counted as one or the other."""
     send = scripted.ScriptedTransmission.send
 
-    def uncounted(transmission: scripted.ScriptedTransmission, most: int) -> Sent:
-        sent = send(transmission, most)
-        return sent._replace(**{lacking: Unaddable(getattr(sent, lacking))})  # type: ignore[arg-type]
+    def uncounted(transmission: scripted.ScriptedTransmission, fd: int, most: int) -> int:
+        number = send(transmission, fd, most)
+        setattr(transmission, lacking, Unaddable(getattr(transmission, lacking)))
+        return number
 
     def submit_and_flush() -> None:
         if submit == "packets":
@@ -134,52 +129,3 @@ def test_a_receive_without_memory_gives_its_slab_back(
     assert pool.statistics().slabs_in_use == 0
     pair.sender.send_nowait(ends.batch_of([b"after"], pair.target))
     assert ends.payloads(receiver, 1) == [b"after"]
-
-
-@pytest.mark.parametrize("expected_size", [0, 1200])
-@pytest.mark.parametrize("allocation", range(4))
-def test_a_layout_that_lacked_memory_is_made_anew(
-    monkeypatch: pytest.MonkeyPatch, expected_size: int, allocation: int
-) -> None:
-    """Half of one would cut what it receives, or put it where nobody looks."""
-    slab = _slab.Slab(16, 2048, lambda _: None)
-    if expected_size:
-        slab.packed(expected_size + 8)
-    with monkeypatch.context() as patch:
-        left = count(-allocation)
-        for name in ("constant", "sequence"):
-            make = getattr(_slab, name)
-            patch.setattr(
-                _slab, name, lambda *a, make=make: make(*a) if next(left) else _no_memory()
-            )
-        with contextlib.suppress(MemoryError):
-            slab.packed(expected_size) if expected_size else slab.layout
-    layout = slab.packed(expected_size) if expected_size else slab.layout
-    whole = _slab.Slab(16, 2048, lambda _: None)
-    same = whole.packed(expected_size) if expected_size else whole.layout
-    assert layout.stride == same.stride
-    assert layout.headers.sizes.tolist() == same.headers.sizes.tolist()
-    offsets = [
-        [base - s.address for base in made.headers.bases]
-        for s, made in ((slab, layout), (whole, same))
-    ]
-    assert offsets[0] == offsets[1]
-
-
-def test_a_slab_that_there_was_no_memory_to_lend_can_be_lent_later(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    class NoMemory(dict[int, object]):
-        __setitem__ = _no_memory
-
-    returned: list[_slab.Slab] = []
-    slab = _slab.Slab(2, 2048, returned.append)
-    with monkeypatch.context() as patch:
-        patch.setattr(_slab, "_watched", NoMemory())
-        with pytest.raises(MemoryError):
-            slab.lend()
-    assert not slab.lent
-    assert returned == []
-    token = slab.lend()
-    del token
-    assert returned == [slab]

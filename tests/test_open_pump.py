@@ -104,7 +104,8 @@ async def test_its_options_reach_the_ends(backend: str) -> None:
             await peer.sender.send(ends.batch_of([bytes(5000)], peer.target))
             with trio.fail_after(ends.PATIENCE):
                 received = await pump.incoming.receive()
-        assert pool.statistics().slabs_in_use == 1
+        # The portable backend copies what came in, and lends nothing.
+        assert pool.statistics().slabs_in_use == (1 if backend == "linux" else 0)
         assert len(received) == 1
 
 

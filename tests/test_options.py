@@ -4,14 +4,21 @@
 from __future__ import annotations
 
 import socket
+import sys
+from typing import TYPE_CHECKING
 
 import pytest
 
 from snaptun_trio import UdpBatchReceiver, UdpBatchSender, _kernel, open_batch_pump
-from snaptun_trio._kernel import _error_queue, _linux, _options, pick_backend
+from snaptun_trio._kernel import _error_queue, _options, choose_backend, pick_backend
 from snaptun_trio._kernel._portable import PortableBackend
 
 from . import ends
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_rows = pytest.importorskip("snaptun_trio._kernel._rows", reason="the compiled part is not there")
 
 
 class RefusingSocket(socket.socket):
@@ -104,42 +111,49 @@ async def test_a_socket_that_the_pump_opens_asks_for_large_buffers() -> None:
 # -- backends
 
 
-class ForbiddenCall:
-    """A system call that a sandbox answers: the errno is not the kernel's EBADF."""
-
-    argtypes: object = None
-
-    def __call__(self, *arguments: object) -> int:
-        return -1
+@pytest.fixture
+def chosen_anew() -> Iterator[None]:
+    """Whether the backend for Linux is there is asked once; here before and after the test."""
+    _kernel._linux_backend.cache_clear()
+    yield
+    _kernel._linux_backend.cache_clear()
 
 
 def test_a_sandbox_without_the_two_calls_gets_the_portable_backend(
-    linux_backend: None, monkeypatch: pytest.MonkeyPatch
+    chosen_anew: None, linux_backend: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert _linux.available()
-    monkeypatch.setattr(_linux, "_system_call", lambda name, arguments: ForbiddenCall())
-    assert not _linux.available()
-
-    def missing(name: str, arguments: object) -> object:
-        raise AttributeError(name)
-
-    monkeypatch.setattr(_linux, "_system_call", missing)
-    assert not _linux.available()
-    _kernel._linux_backend.cache_clear()
-    try:
-        assert isinstance(pick_backend(), PortableBackend)
-    finally:
-        _kernel._linux_backend.cache_clear()
+    monkeypatch.setattr(_rows, "forbidden", lambda: "sendmmsg")
+    with pytest.raises(ImportError, match="forbids sendmmsg"):
+        pick_backend()
+    monkeypatch.delenv("SNAPTUN_TRIO_BACKEND")
+    backend, reason = choose_backend()
+    assert isinstance(backend, PortableBackend)
+    assert "sendmmsg" in reason
 
 
-@pytest.mark.parametrize(("platform", "implementation"), [("darwin", "cpython"), ("linux", "pypy")])
-def test_other_systems_and_interpreters_get_the_portable_backend(
-    monkeypatch: pytest.MonkeyPatch, platform: str, implementation: str
+def test_other_systems_get_the_portable_backend(
+    chosen_anew: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sys.platform", platform)
-    monkeypatch.setattr("sys.implementation.name", implementation)
-    _kernel._linux_backend.cache_clear()
-    try:
-        assert isinstance(pick_backend(), PortableBackend)
-    finally:
-        _kernel._linux_backend.cache_clear()
+    monkeypatch.setattr("sys.platform", "darwin")
+    assert isinstance(pick_backend(), PortableBackend)
+
+
+def test_without_the_compiled_part_there_is_the_portable_backend_and_the_reason(
+    chosen_anew: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "snaptun_trio._kernel._rows", None)
+    monkeypatch.delitem(sys.modules, "snaptun_trio._kernel._linux", raising=False)
+    monkeypatch.delattr(_kernel, "_linux", raising=False)
+    monkeypatch.delattr(_kernel, "_rows", raising=False)
+    backend, reason = choose_backend()
+    assert backend.name == "portable"
+    assert "the compiled part is not there" in reason
+    monkeypatch.setenv("SNAPTUN_TRIO_BACKEND", "linux")
+    with pytest.raises(ImportError, match="the compiled part is not there"):
+        pick_backend()
+
+
+def test_an_unknown_backend_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SNAPTUN_TRIO_BACKEND", "windows")
+    with pytest.raises(ImportError, match="there are linux and portable"):
+        pick_backend()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 import socket
+from typing import TYPE_CHECKING
 
 import pytest
 import trio
 
 from snaptun_trio import (
     PacketBufPool,
-    PacketTrain,
     SendBatchError,
     UdpBatchReceiver,
     UdpBatchSender,
@@ -18,6 +18,9 @@ from snaptun_trio import (
 from snaptun_trio._kernel import _options, _portable
 
 from . import ends
+
+if TYPE_CHECKING:
+    from snaptun_trio._kernel._pieces import OutgoingMessage
 
 
 @pytest.fixture(autouse=True)
@@ -55,12 +58,10 @@ def test_a_refused_datagram_does_not_hold_up_the_others(
 
 
 def _refusing(real: object) -> object:
-    def send(plain: socket.socket, piece: object) -> None:
-        train: PacketTrain = piece.train  # type: ignore[attr-defined]
-        start: int = piece.start  # type: ignore[attr-defined]
-        if bytes(train.data)[start : start + 3] == b"bad":
+    def send(plain: socket.socket, message: OutgoingMessage) -> None:
+        if message.payload.startswith(b"bad"):
             raise OSError(errno.EMSGSIZE, "too long")
-        real(plain, piece)  # type: ignore[operator]
+        real(plain, message)  # type: ignore[operator]
 
     return send
 

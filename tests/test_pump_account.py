@@ -26,7 +26,7 @@ from . import ends, scripted
 from .test_pump import Sink, Source, batch, names
 
 if TYPE_CHECKING:
-    from snaptun_trio._kernel._pieces import Piece
+    from snaptun_trio._kernel._pieces import OutgoingMessage
 
 TARGET: Address = ("127.0.0.2", 9)
 DEAD: Address = ("127.0.0.3", 9)
@@ -89,7 +89,7 @@ async def test_what_the_program_queues_in_the_sender_is_not_the_pumps(
 ) -> None:
     """Nor are its refusals, though the pump's flush meets them."""
 
-    def refuse(first: Piece) -> int:
+    def refuse(first: OutgoingMessage) -> int:
         return -errno.EACCES if first.address == DEAD else 1
 
     kernel.receives.append(numbered(3))

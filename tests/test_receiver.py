@@ -310,9 +310,10 @@ def test_what_a_short_buffer_loses_of_a_train_is_counted_to_the_datagram(
 @pytest.mark.needs_gso
 @pytest.mark.needs_gro
 def test_a_train_whose_boundaries_are_unknown_is_not_guessed_at(
-    backend: str, udp: ends.MakeSocket, monkeypatch: pytest.MonkeyPatch
+    udp: ends.MakeSocket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With too little room for control messages the kernel cuts off the one that tells them."""
+    monkeypatch.setenv("SNAPTUN_TRIO_BACKEND", "portable")
     monkeypatch.setattr(_abi, "CONTROL_SIZE", 32)
     incoming, outgoing = udp(), udp()
     pool = PacketBufPool()
@@ -331,9 +332,6 @@ def test_a_train_whose_boundaries_are_unknown_is_not_guessed_at(
     assert b"aabb" not in found
     assert receiver.statistics().trains_with_unknown_boundaries >= 1
     assert receiver.statistics().bytes_with_unknown_boundaries >= 4
-    first, second = pool.get(), pool.get()
-    assert pool.statistics().slabs_in_use == 2
-    del first, second
     assert pool.statistics().slabs_in_use == 0
 
 

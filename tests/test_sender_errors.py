@@ -24,7 +24,7 @@ from . import ends, scripted
 from .test_sender import check_law
 
 if TYPE_CHECKING:
-    from snaptun_trio._kernel._pieces import Piece
+    from snaptun_trio._kernel._pieces import OutgoingMessage
 
 A: Address = ("127.0.0.1", 9)
 B: Address = ("127.0.0.2", 9)
@@ -52,7 +52,7 @@ class Refuse:
         self.number = number
         self.only_segmented = only_segmented
 
-    def __call__(self, first: Piece) -> int:
+    def __call__(self, first: OutgoingMessage) -> int:
         if first.address == self.address and not (self.only_segmented and first.datagrams == 1):
             return -self.number
         return 1
@@ -303,8 +303,8 @@ def test_of_a_train_that_is_too_long_each_size_gets_its_own_chance(
 ) -> None:
     """What is refused alone for its size speaks for its neighbours of that size."""
 
-    def too_long(first: Piece) -> int:
-        data = bytes(first.train.data)[first.start : first.start + first.nbytes]
+    def too_long(first: OutgoingMessage) -> int:
+        data = first.payload
         return -errno.EMSGSIZE if first.datagrams > 1 or data in refused else 1
 
     train = PacketTrain(b"aabbccd", 2, B)

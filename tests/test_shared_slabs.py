@@ -188,4 +188,5 @@ def test_peers_that_differ_in_anything_stay_apart(
     recorder.incoming = [Incoming(b"x" * 1000, names[number % 2]) for number in range(10)]
     sock = udp("::1" if family == "six" else "127.0.0.1")
     UdpBatchSender(sock).send_nowait(UdpBatchReceiver(sock, gro=False).receive_nowait())
-    assert [message.name[: len(names[0])] for message in recorder.messages] == names * 5
+    found = [(message.name, len(message.datagrams())) for message in recorder.messages]
+    assert found == [(name, 5) for name in names], "all of one peer's, then all of the other's"

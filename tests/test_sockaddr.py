@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -45,10 +46,23 @@ def test_an_ipv4_host_on_an_ipv6_socket_becomes_a_mapped_address(host: str, port
 @given(host=ipv4, port=ports)
 def test_the_bytes_are_what_the_kernel_makes(host: str, port: int) -> None:
     raw = _sockaddr.encode((host, port), AF_INET)
-    assert raw[:8] == (
-        AF_INET.to_bytes(2, "little" if raw[0] else "big")
+    assert raw == (
+        AF_INET.to_bytes(2, sys.byteorder)
         + port.to_bytes(2, "big")
         + socket.inet_aton(host)
+        + bytes(8)
+    )
+
+
+@given(host=ipv6, port=ports, scope=st.integers(0, 2**32 - 1))
+def test_the_bytes_of_ipv6_are_what_the_kernel_makes(host: str, port: int, scope: int) -> None:
+    raw = _sockaddr.name_of((host, port, 0, scope), AF_INET6)
+    assert raw == (
+        AF_INET6.to_bytes(2, sys.byteorder)
+        + port.to_bytes(2, "big")
+        + bytes(4)
+        + ipaddress.ip_address(host).packed
+        + scope.to_bytes(4, sys.byteorder)
     )
 
 

@@ -21,17 +21,17 @@ from snaptun_trio import (
     UdpBatchSender,
 )
 from snaptun_trio._kernel import _abi, _sockaddr
-from snaptun_trio._kernel._slab import COPIED_UP_TO
 
+from . import ends
 from .recorder import Incoming, Message, Recorder
 from .test_columns import PEERS, alike, calls, messages_of_any_kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from . import ends
-
 pytestmark = pytest.mark.usefixtures("linux_backend")
+
+COPIED_UP_TO = 4096  # see PacketBatch
 
 TARGETS: list[Address] = [("127.0.0.1", 9), ("127.0.0.2", 9), ("192.0.2.7", 65_535)]
 
@@ -108,7 +108,7 @@ def check_forwarded(sent: list[tuple[bytes, Address | None]], batch: PacketBatch
 # Equal single datagrams of one peer, another and the first again: random lists seldom have them.
 @example(
     messages=[
-        Incoming(bytes([number]), _sockaddr.encode(PEERS[number % 2], _sockaddr.AF_INET)[:16])
+        Incoming(bytes([number]), _sockaddr.encode(PEERS[number % 2], _sockaddr.AF_INET))
         for number in range(3)
     ],
     target=None,
@@ -199,7 +199,7 @@ def test_a_forwarded_payload_is_never_copied(wire: Wire, messages: list[Incoming
 
 
 def test_trains_alike_for_one_peer_are_sent_as_few_messages(wire: Wire) -> None:
-    name = _sockaddr.encode(TARGETS[0], _sockaddr.AF_INET)[:16]
+    name = _sockaddr.encode(TARGETS[0], _sockaddr.AF_INET)
     train = Incoming(bytes(1600), name, ((17, 104, struct.pack("=i", 100)),))
     single = Incoming(bytes(100), name)
     for messages, fewest in (([train] * 8, 2), ([single] * 16, 1), ([train] * 9, 3)):
@@ -211,7 +211,8 @@ def test_trains_alike_for_one_peer_are_sent_as_few_messages(wire: Wire) -> None:
 
 
 def test_more_trains_than_a_call_takes_go_in_several(wire: Wire) -> None:
-    trains = [PacketTrain(b"%d" % n, 8, TARGETS[n % 2]) for n in range(2500)]
+    # Each is longer than the one before, so none can follow another in its message.
+    trains = [PacketTrain(bytes(n + 1), n + 1, TARGETS[0]) for n in range(2500)]
     sent = wire.send(PacketBatch(trains))
     assert [len(call) for call in wire.recorder.sent] == [1024, 1024, 452]
     assert datagrams(sent) == list(PacketBatch(trains))
@@ -255,7 +256,7 @@ def test_an_interrupted_call_is_made_again(wire: Wire, count: int) -> None:
     assert len(wire.send(PacketBatch([PacketTrain(b"x", 1, TARGETS[0])]))) == 1
     assert wire.recorder.interrupted == count
     wire.recorder.interruptions = count
-    batch = wire.receive([Incoming(b"y", _sockaddr.encode(TARGETS[0], _sockaddr.AF_INET)[:16])])
+    batch = wire.receive([Incoming(b"y", _sockaddr.encode(TARGETS[0], _sockaddr.AF_INET))])
     assert [packet for packet, _ in batch] == [b"y"]
     assert wire.recorder.interrupted == 2 * count
     assert errno.EINTR not in wire.receiver.statistics().asynchronous_errors
@@ -274,3 +275,29 @@ def test_two_trio_runs_may_send_at_the_same_time(
 
     wire.recorder.before_sending = send_another
     assert datagrams(wire.send(outer_batch)) == [(b"inner", TARGETS[1]), (b"outer", TARGETS[0])]
+
+
+@pytest.mark.parametrize("length", [1000, 50_000])
+def test_what_the_kernel_said_of_a_train_is_not_said_back_to_it(wire: Wire, length: int) -> None:
+    """The segment size that a train came with is no request: the kernel refuses it as one."""
+    train = Incoming(
+        bytes(length),
+        _sockaddr.encode(TARGETS[0], _sockaddr.AF_INET),
+        ((17, 104, struct.pack("=i", 100)),),
+    )
+    for batch in (wire.receive([train]), wire.receive([train] * 2)):
+        for gso in (True, False):
+            sent = wire.send(batch, gso=gso)
+            assert {message.other_controls for message in sent} == {()}
+            assert datagrams(sent) == list(batch)
+
+
+@pytest.mark.needs_gso
+@pytest.mark.needs_gro
+def test_a_train_that_came_in_leaves_again(udp: ends.MakeSocket) -> None:
+    with ends.make_pair(udp(), udp()) as first, ends.make_pair(udp(), udp()) as second:
+        packets = ends.numbered(20, 700)
+        first.sender.send_nowait(ends.batch_of(packets, first.target))
+        for batch in ends.collect_batches(first.receiver, 20):
+            second.sender.send_nowait(batch.to(second.target))
+        assert ends.payloads(second.receiver, 20) == packets

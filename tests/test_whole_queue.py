@@ -18,14 +18,14 @@ from snaptun_trio import (
     SendBatchError,
     UdpBatchReceiver,
     UdpBatchSender,
-    _queue,
 )
 
 from . import ends, scripted
 from .test_sender import check_law
 
 if TYPE_CHECKING:
-    from snaptun_trio._kernel._pieces import Piece
+    from snaptun_trio._kernel._interface import Laid
+    from snaptun_trio._kernel._pieces import OutgoingMessage
 
 A: Address = ("127.0.0.1", 9)
 B: Address = ("127.0.0.2", 9)
@@ -118,17 +118,13 @@ def test_what_fails_on_the_way_leaves_the_queue_as_it_was(
         sender.try_queue_packet(b"packet %d" % number, (A, B)[number % 2])
     if trains:
         sender.try_queue_train(PacketTrain(b"aabb", 2, A))
-    calls = 0
-    real = _queue._coalesce_into
+    lay_out = kernel.lay_out
 
-    def no_memory(*arguments: object) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == 2:
-            raise MemoryError
-        real(*arguments)  # type: ignore[arg-type]
+    def no_memory(*arguments: object) -> Laid:
+        monkeypatch.setattr(kernel, "lay_out", lay_out)
+        raise MemoryError
 
-    monkeypatch.setattr(_queue, "_coalesce_into", no_memory)
+    monkeypatch.setattr(kernel, "lay_out", no_memory)
     queued = sender.statistics().datagrams_queued
     with pytest.raises(MemoryError):
         sender.try_flush_best_effort()
@@ -147,7 +143,7 @@ def test_no_memory_for_the_headers_leaves_the_queue_as_it_was(
     sender.try_queue_packet(b"x", A)
     prepare = kernel.prepare
 
-    def no_memory(*arguments: object) -> None:
+    def no_memory(*arguments: object, **options: object) -> None:
         monkeypatch.setattr(kernel, "prepare", prepare)
         raise MemoryError
 
@@ -322,7 +318,7 @@ async def test_nothing_is_stranded_whenever_another_task_queues(
 def test_a_refused_packet_in_between_strands_nothing(
     sender: UdpBatchSender, kernel: scripted.ScriptedBackend
 ) -> None:
-    def refuse(first: Piece) -> int:
+    def refuse(first: OutgoingMessage) -> int:
         return -errno.EACCES if first.address == B else 1
 
     kernel.sends += [refuse] * 20

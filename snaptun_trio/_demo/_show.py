@@ -10,6 +10,8 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from .. import backend, backend_reason
+
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
@@ -36,7 +38,7 @@ def _row(result: Result) -> tuple[str, ...]:
 
 def summary(results: Sequence[Result]) -> list[str]:
     """The table in words: who is cheaper, and whether everything is accounted for."""
-    lines = []
+    lines = [f"The backend is {backend}: {backend_reason}."]
     ours, plain = results[0], results[-1]
     if ours.cpu_microseconds and plain.cpu_microseconds and ours is not plain:
         ratio = plain.cpu_microseconds / ours.cpu_microseconds

@@ -1,14 +1,12 @@
 # The kernel's structures and constants, each with the header it stands in.
 #
-# The layouts are Linux's, 64 and 32 bit; the numbers are the generic ones of x86, ARM and RISC-V.
+# The numbers are the generic ones of x86, ARM and RISC-V.
 # Python's socket module has a few of them, but not on every version and build, and a constant that
 # is missing there must not switch an offload off in silence. Nothing here makes a system call.
 
 from __future__ import annotations
 
-import ctypes
 import struct
-import sys
 
 # include/uapi/linux/socket.h, include/linux/socket.h
 SOL_SOCKET = 1
@@ -22,7 +20,7 @@ MSG_ERRQUEUE = 0x2000
 MSG_NOSIGNAL = 0x4000
 
 # include/uapi/asm-generic/socket.h
-SO_TIMESTAMPNS = 35 if ctypes.sizeof(ctypes.c_void_p) == 8 else 64  # _OLD is 64 bit there, _NEW
+SO_TIMESTAMPNS = 35 if struct.calcsize("@P") == 8 else 64  # _OLD is 64 bit there, _NEW
 SO_MEMINFO = 55
 
 # include/uapi/linux/sock_diag.h: where SO_MEMINFO keeps the drop counter, and how many words it has
@@ -53,61 +51,10 @@ IPV6_TCLASS = 67
 # (include/uapi/linux/uio.h, net/socket.c).
 MAX_BATCH_SIZE = 1024
 
-# Room for a socket address: sockaddr_in6 has 28 bytes; 32 keeps the names of a batch aligned.
-NAME_SIZE = 32
-
-
-class iovec(ctypes.Structure):
-    """include/uapi/linux/uio.h"""
-
-    _fields_ = (
-        ("iov_base", ctypes.c_void_p),
-        ("iov_len", ctypes.c_size_t),
-    )
-
-
-class msghdr(ctypes.Structure):
-    """struct user_msghdr of include/linux/socket.h"""
-
-    _fields_ = (
-        ("msg_name", ctypes.c_void_p),
-        ("msg_namelen", ctypes.c_int),
-        ("msg_iov", ctypes.c_void_p),
-        ("msg_iovlen", ctypes.c_size_t),
-        ("msg_control", ctypes.c_void_p),
-        ("msg_controllen", ctypes.c_size_t),
-        ("msg_flags", ctypes.c_uint),
-    )
-
-
-class mmsghdr(ctypes.Structure):
-    """include/linux/socket.h"""
-
-    _fields_ = (
-        ("msg_hdr", msghdr),
-        ("msg_len", ctypes.c_uint),
-    )
-
-
-class cmsghdr(ctypes.Structure):
-    """include/linux/socket.h; the data follows, aligned like a size_t."""
-
-    _fields_ = (
-        ("cmsg_len", ctypes.c_size_t),
-        ("cmsg_level", ctypes.c_int),
-        ("cmsg_type", ctypes.c_int),
-    )
-
-
-# One msghdr and one iovec, to be packed at once.
-MSGHDR = struct.Struct("@PiPNPNi")
-IOVEC_PACKED = struct.Struct("@PN")
-
-WORD = ctypes.sizeof(ctypes.c_size_t)  # the alignment of control messages, and size_t columns
-HEADER = ctypes.sizeof(mmsghdr)
-IOVEC = ctypes.sizeof(iovec)
-CMSG_HEADER = ctypes.sizeof(cmsghdr)
-LITTLE_ENDIAN = sys.byteorder == "little"
+# struct cmsghdr of include/linux/socket.h: length, level, type; the data follows, aligned.
+CMSG = struct.Struct("@Nii")
+WORD = struct.calcsize("@N")  # the alignment of control messages
+CMSG_HEADER = CMSG.size
 
 
 def cmsg_align(length: int) -> int:

@@ -15,7 +15,7 @@ from . import _abi, _sockaddr
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-_HEADER = struct.Struct("@Nii")  # cmsghdr
+_HEADER = _abi.CMSG
 _INT = struct.Struct("=i")
 _TIMESPEC = struct.Struct("=qq")  # __kernel_timespec, include/uapi/linux/time_types.h
 _IN_PKTINFO = struct.Struct("=i4s4s")  # include/uapi/linux/in.h
@@ -150,7 +150,3 @@ def serialise(messages: tuple[ControlMessage, ...]) -> bytes:
         + data.ljust(_abi.cmsg_align(len(data)), b"\0")
         for level, kind, data in messages
     )
-
-
-# What `encode` can come to at most: segment size, ECN, and the larger packet information.
-MAX_ENCODED = _abi.SEGMENT_CMSG_SPACE + _abi.cmsg_space(4) + _abi.cmsg_space(_IN6_PKTINFO.size)

@@ -1,78 +1,36 @@
 # Linux: recvmmsg with UDP_GRO and sendmmsg with UDP_SEGMENT, one system call a batch.
 #
-# The C library is reached through ctypes; measured, crossing over costs 0.7 us a call, which is
-# nothing for a batch. How the headers for sending are filled is `_transmit`'s, how what came is
-# read `_columns`'s. What an errno means is not decided here.
+# The work over whole batches is the compiled part's, `_rows.h` says what that is about. Here stands
+# what is rare: batches in which a buffer was too small, trains as a program sees them, ancillary
+# data. What an errno means is not decided here.
 
 from __future__ import annotations
 
-import ctypes
-import errno
-import os
 from typing import TYPE_CHECKING
 
-from . import _abi, _cmsg, _options, _sockaddr, _transmit
-from ._columns import SlabColumns, alike, copied_single
-from ._headers import constant
-from ._pieces import Arrival, received
-from ._slab import COPIED_UP_TO
+from .._batch import KEEP, TrainColumns
+from .._train import make_train
+from . import _cmsg, _options, _rows, _sockaddr
+from ._interface import Laid
+from ._pieces import IncomingMessage, received
 
 if TYPE_CHECKING:
     from .._batch import Columns, Target
-    from ._interface import Position, Sent, Socket
-    from ._slab import Layout, Slab
-
-_libc = ctypes.CDLL(None, use_errno=True)
-
-# MSG_TRUNC as an input flag makes msg_len the datagram's true length even where the buffer was
-# shorter (recvmsg(2)), so that what was lost can be counted exactly.
-_RECEIVE_FLAGS = _abi.MSG_DONTWAIT | _abi.MSG_TRUNC
-# No SIGPIPE concerns UDP, but a socket that was shut down must not end the process either.
-_SEND_FLAGS = _abi.MSG_DONTWAIT | _abi.MSG_NOSIGNAL
+    from .._train import Address, PacketTrain
+    from ._interface import Socket
 
 
-_NO_FLAGS = constant("I", 0, _abi.MAX_BATCH_SIZE)
+def _make_trains(rows: _rows.Rows, first: int, stop: int) -> tuple[PacketTrain, ...]:
+    """The trains of some rows."""
+    trains = []
+    for index in range(first, stop):
+        data, _, size, address, control, _ = rows.row(index)
+        told = _cmsg.decode(_cmsg.parse(control)) if control else _cmsg.NOTHING
+        trains.append(make_train(data, size, address, *told[1:]))
+    return tuple(trains)
 
 
-def _system_call(name: str, arguments: list[type]) -> ctypes._NamedFuncPointer:
-    function = getattr(_libc, name)
-    function.argtypes = arguments
-    function.restype = ctypes.c_int
-    return function  # type: ignore[no-any-return]
-
-
-def available() -> bool:
-    """Whether this system lets us make the two calls; a sandbox may forbid them (seccomp)."""
-    try:
-        calls = [
-            _system_call("recvmmsg", _RECVMMSG),
-            _system_call("sendmmsg", _SENDMMSG),
-        ]
-    except AttributeError:
-        return False
-    for call in calls:
-        # Asked of no descriptor, a call that exists can only answer EBADF.
-        ctypes.set_errno(0)
-        call(-1, None, 0, 0, *([None] if call.argtypes == _RECVMMSG else []))
-        if ctypes.get_errno() != errno.EBADF:
-            return False
-    return True
-
-
-_RECVMMSG: list[type] = [
-    ctypes.c_int,
-    ctypes.c_void_p,
-    ctypes.c_uint,
-    ctypes.c_int,
-    ctypes.c_void_p,
-]
-_SENDMMSG: list[type] = _RECVMMSG[:4]
-
-
-def last_error() -> OSError:
-    """The error of the last call, as the exception class that fits its errno."""
-    number = ctypes.get_errno()
-    return OSError(number, os.strerror(number))
+_rows.use(_sockaddr.decode, _make_trains)
 
 
 class LinuxBackend:
@@ -80,109 +38,76 @@ class LinuxBackend:
 
     name = "linux"
 
-    def __init__(self) -> None:
-        self._recvmmsg = _system_call("recvmmsg", _RECVMMSG)
-        self._sendmmsg = _system_call("sendmmsg", _SENDMMSG)
+    def memory(self, buffer_size: int, capacity: int) -> _rows.Pool:
+        return _rows.Pool(buffer_size, capacity)
 
-    def receive(self, sock: Socket, slab: Slab, slots: int) -> Columns:
-        size = slab.expected_size
-        layout = slab.packed(size) if size else slab.layout
-        layout.rearm()
-        fd, address = sock.fileno(), layout.headers.address
-        count: int = self._recvmmsg(fd, address, slots, _RECEIVE_FLAGS, None)
-        while count < 0 and ctypes.get_errno() == errno.EINTR:
-            count = self._recvmmsg(fd, address, slots, _RECEIVE_FLAGS, None)
-        if count < 0:
-            raise last_error()
-        layout.used = count
-        if size and _longer_than(layout.headers.lengths[:count], size):
-            layout = slab.unpack(count)
-        if layout.headers.flags[:count] != _NO_FLAGS[:count]:
-            return _receive_cut(slab, layout, count, gro=_options.gro_enabled(sock))
-        if count == 1 and layout.headers.lengths[0] <= COPIED_UP_TO:
-            return copied_single(slab, layout)
-        columns = SlabColumns(slab, layout, count)
-        return columns.copied() if columns.nbytes <= COPIED_UP_TO else columns.hold()
+    def receive(self, sock: Socket, memory: _rows.Pool, offered: int, slots: int) -> Columns | None:
+        rows = memory.receive(sock.fileno(), offered, slots)
+        if rows is None or not rows.cut:
+            return rows
+        return received(
+            [
+                IncomingMessage(data, told, flags, address, _cmsg.parse(control))
+                for data, told, _, address, control, flags in map(rows.row, range(rows.count))
+            ],
+            gro=_options.gro_enabled(sock),
+        )
+
+    def lay_out(self, columns: Columns, target: Target, family: int) -> Laid:
+        name: bytes | bool | None = True
+        if target is not KEEP:
+            name = None if target is None else _sockaddr.name_of(target, family)
+        if isinstance(columns, _rows.Rows) and columns.plain:
+            if name is True:
+                _check_family(columns, family)
+            rows = columns
+        else:
+            rows = _rows_of(columns, target, family)
+        return Laid(rows.gathered() if name is True else rows, name)
 
     def prepare(
-        self, sock: Socket, columns: Columns, target: Target, position: Position, gso: bool
-    ) -> LinuxTransmission:
-        transmit = _transmit.take(_sockaddr.socket_family(sock))
-        try:
-            transmit.fill(columns, target, position, gso)
-        except BaseException:
-            _transmit.put_back(transmit)
-            raise
-        return LinuxTransmission(self._sendmmsg, sock.fileno(), transmit)
-
-    def prepare_single(
-        self, sock: Socket, columns: Columns, target: Target, position: Position
-    ) -> LinuxTransmission:
-        transmit = _transmit.take(_sockaddr.socket_family(sock))
-        try:
-            transmit.fill_single(columns, target, position)
-        except BaseException:
-            _transmit.put_back(transmit)
-            raise
-        return LinuxTransmission(self._sendmmsg, sock.fileno(), transmit)
+        self, sock: Socket, laid: Laid, train: int, offset: int, *, gso: bool, single: bool
+    ) -> _rows.Transmission:
+        rows, name = laid
+        return _rows.prepare(rows, name, train, offset, gso, single, int(sock.family))
 
 
-class LinuxTransmission:
-    """Filled headers, and how many of them `sendmmsg` took."""
+def _check_family(rows: _rows.Rows, family: int) -> None:
+    """Make sure that what one socket received can be sent back by another.
 
-    __slots__ = ("_fd", "_sendmmsg", "_transmit")
-
-    def __init__(
-        self, sendmmsg: ctypes._NamedFuncPointer, fd: int, transmit: _transmit.Transmit
-    ) -> None:
-        self._sendmmsg = sendmmsg
-        self._fd = fd
-        self._transmit = transmit
-
-    @property
-    def more(self) -> bool:
-        return self._transmit.done < self._transmit.messages
-
-    def send(self, most: int) -> Sent:
-        transmit = self._transmit
-        address = transmit.headers.address + transmit.done * _abi.HEADER
-        messages = min(transmit.messages - transmit.done, most)
-        count: int = self._sendmmsg(self._fd, address, messages, _SEND_FLAGS)
-        while count < 0 and ctypes.get_errno() == errno.EINTR:
-            count = self._sendmmsg(self._fd, address, messages, _SEND_FLAGS)
-        return transmit.refused(last_error()) if count < 0 else transmit.sent(count)
-
-    def skip(self) -> None:
-        self._transmit.done += 1
-
-    def close(self) -> None:
-        _transmit.put_back(self._transmit)
+    One socket received them all, so the first row speaks for all.
+    """
+    if rows.count and rows.family != family:
+        address = rows.row(0)[3]
+        if address is not None:
+            _sockaddr.name_of(address, family)
 
 
-def _longer_than(lengths: memoryview, size: int) -> bool:
-    """Whether any of the lengths is over ``size``."""
-    return not (lengths[0] <= size and alike(lengths)) and max(lengths) > size
+def _rows_of(columns: Columns, target: Target, family: int) -> _rows.Rows:
+    """Rows of what a program made, or of what has ancillary data that has to be said again."""
+    listed = columns if isinstance(columns, TrainColumns) else TrainColumns.of(columns.trains())
+    names: list[bytes | None] = []
+    last: Address | None = None
+    name: bytes | None = None
+    for address in listed.addresses:
+        if address is not last:
+            last, name = address, None if address is None else _sockaddr.name_of(address, family)
+        names.append(name)
+    controls = None
+    if not listed.plain:
+        kept = target is KEEP
+        if target is not KEEP:
+            names = [None if target is None else _sockaddr.name_of(target, family)] * listed.count
+        controls = [
+            _control(train, name, family, kept) for train, name in zip(listed.trains(), names)
+        ]
+    return _rows.rows(listed.payloads, listed.segment_sizes, names, controls, listed.addresses)
 
 
-def _receive_cut(slab: Slab, layout: Layout, count: int, gro: bool) -> Columns:
-    """A call in which a buffer was too small. Rare, so it goes message by message."""
-    headers, start, stride = layout.headers, layout.start, layout.stride
-    # A packed message that is no longer than its place was not cut there.
-    room = slab.slot_size if start == slab.packed_size else stride
-    copy = sum(headers.lengths[:count]) <= COPIED_UP_TO
-    memory = memoryview(slab.payload) if copy else slab.view(slab.lend())
-    memory = memory.toreadonly()
-    return received(
-        [
-            Arrival(
-                memory[start + index * stride :][:room],
-                headers.lengths[index],
-                headers.flags[index],
-                _sockaddr.decode(headers.name(index)),
-                _cmsg.parse(headers.control(index)),
-            )
-            for index in range(count)
-        ],
-        gro,
-        copy=copy,
-    )
+def _control(train: PacketTrain, name: bytes | None, family: int, kept: bool) -> bytes | None:
+    """What a train asks for beside its address, as raw control messages."""
+    ipv4 = _sockaddr.is_ipv4(name) if name else family == _sockaddr.AF_INET
+    # The source belongs to the way to the train's own peer, see `PacketTrain.to`.
+    local = train.local_address if kept else None
+    interface = train.interface_index if kept else None
+    return _cmsg.serialise(_cmsg.encode(0, train.ecn, local, interface, ipv4)) or None

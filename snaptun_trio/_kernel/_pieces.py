@@ -1,8 +1,7 @@
-# Message by message: how columns are cut into messages, and what a message that came in means.
+# Message by message: what becomes one message, and what a message that came in means.
 #
-# The portable backend goes this way always; the Linux backend where whole arrays cannot say it:
-# trains over the kernel's limits, ancillary data, sends without GSO, buffers that were too small.
-# No system call is made here.
+# The portable backend goes this way always; it follows the same rules as `_send.c`, and the tests
+# hold the two together. No system call is made here.
 
 from __future__ import annotations
 
@@ -16,11 +15,9 @@ from .._coalesce import (
     MAX_TRAIN_IPV4,
     MAX_TRAIN_IPV6,
     datagram_count,
-    segment_ranges,
 )
 from .._train import make_train
 from . import _abi, _cmsg, _sockaddr
-from ._interface import START, Position
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -29,57 +26,129 @@ if TYPE_CHECKING:
     from .._train import Address, PacketTrain
 
 
-class Piece(NamedTuple):
-    """One message to be sent: a part of a train, or all of it."""
+class OutgoingMessage(NamedTuple):
+    """One message to be sent: a part of a train, all of it, or several that make one together."""
 
-    train: PacketTrain
-    start: int
+    buffers: list[bytes | memoryview]
     nbytes: int
     address: Address | None
-    name: bytes
-    """The raw address; empty for the connected peer."""
     controls: tuple[_cmsg.ControlMessage, ...]
-    end: Position
+    end: tuple[int, int]
+    """The train and the offset that it ends before."""
     datagrams: int
 
+    @property
+    def payload(self) -> bytes:
+        """All its bytes."""
+        return b"".join(self.buffers)
 
-def pieces(
-    columns: Columns, target: Target, position: Position, family: int, gso: bool
-) -> Iterator[Piece]:
-    """Cut everything from ``position`` on into messages that the kernel takes."""
+
+def outgoing_messages(
+    columns: Columns, target: Target, train: int, offset: int, family: int, gso: bool
+) -> Iterator[OutgoingMessage]:
+    """Cut everything from there on into messages that the kernel takes."""
     trains = columns.trains()
-    offset = position.offset
-    for index in range(position.train, len(trains)):
-        train = trains[index]
-        address = train.address if target is KEEP else target
-        name = b"" if address is None else _sockaddr.encode(address, family)
-        ipv4 = _sockaddr.is_ipv4(name) if name else family == _sockaddr.AF_INET
-        # The source belongs to the way to the train's own peer, see `PacketTrain.to`.
-        local = train.local_address if target is KEEP else None
-        interface = train.interface_index if target is KEEP else None
-        size, length = train.segment_size, len(train.data)
-        for at, nbytes in segment_ranges(length - offset, _piece_size(size, length, ipv4, gso)):
-            end = offset + at + nbytes
-            yield Piece(
-                train,
-                offset + at,
-                nbytes,
-                address,
-                name,
-                _cmsg.encode(size if nbytes > size else 0, train.ecn, local, interface, ipv4),
-                Position(index, end) if end < length else Position(index + 1),
-                datagram_count(nbytes, size),
-            )
-        offset = 0
+    index = train
+    while index < len(trains):
+        first = trains[index]
+        ipv4, asked = _way(first, target, family)
+        data = first.data
+        length = len(data)
+        size = min(first.segment_size, length)
+        nbytes = min(length - offset, _piece_size(size, length, ipv4, gso))
+        whole = nbytes == length
+        buffers = [data if whole else memoryview(data)[offset : offset + nbytes]]
+        datagrams = datagram_count(nbytes, size)
+        offset += nbytes
+        if offset >= length:
+            index, offset = index + 1, 0
+        # Only what begins with its train is joined by others.
+        room = MAX_TRAIN_IPV4 if ipv4 else MAX_TRAIN_IPV6
+        last = first
+        while gso and whole and index < len(trains):
+            after = trains[index]
+            more = len(after)
+            if not (
+                last.nbytes
+                and after.nbytes
+                and last.nbytes % size == 0
+                and (
+                    min(after.segment_size, after.nbytes) == size
+                    or (more == 1 and after.nbytes < size)
+                )
+                and nbytes + after.nbytes <= room
+                and datagrams + more <= MAX_SEGMENTS
+                and (target is not KEEP or _same_peer(first, after, family))
+                and _way(after, target, family) == (ipv4, asked)
+            ):
+                break
+            buffers.append(after.data)
+            nbytes += after.nbytes
+            datagrams += more
+            last = after
+            index += 1
+        yield OutgoingMessage(
+            buffers,
+            nbytes,
+            first.address if target is KEEP else target,
+            _cmsg.encode(size if datagrams > 1 else 0, *asked, ipv4),
+            (index, offset),
+            datagrams,
+        )
 
 
-def check(train: PacketTrain, family: int) -> None:
-    """Make sure that a train can be sent on sockets of this family, as far as Python can tell.
+def _way(
+    train: PacketTrain, target: Target, family: int
+) -> tuple[bool, tuple[int | None, str | None, int | None]]:
+    """Whether a train leaves over IPv4, and what it asks for beside its address."""
+    address = train.address if target is KEEP else target
+    name = None if address is None else _sockaddr.name_of(address, family)
+    ipv4 = _sockaddr.is_ipv4(name) if name else family == _sockaddr.AF_INET
+    if target is KEEP:
+        return ipv4, (train.ecn, train.local_address, train.interface_index)
+    # The source belongs to the way to the train's own peer, see `PacketTrain.to`.
+    return ipv4, (train.ecn, None, None)
+
+
+def _same_peer(one: PacketTrain, other: PacketTrain, family: int) -> bool:
+    a, b = one.address, other.address
+    if a is None or b is None:
+        return a is b
+    return a == b or _sockaddr.name_of(a, family) == _sockaddr.name_of(b, family)
+
+
+def gathered(columns: TrainColumns, family: int) -> TrainColumns:
+    """The same in the order of the peers, each peer's in their own, where all are single ones.
+
+    Neighbours can then leave as one message. These very columns where there is nothing to gain, and
+    where some are for the connected peer, who may be among the others by name.
+    """
+    if columns.datagrams != columns.count or columns.count < 3 or None in columns.addresses:
+        return columns
+    order: dict[bytes, list[int]] = {}
+    for index, address in enumerate(columns.addresses):
+        if address is not None:
+            order.setdefault(_sockaddr.name_of(address, family), []).append(index)
+    if not 1 < len(order) < columns.count:
+        return columns
+    return columns.ordered([index for indices in order.values() for index in indices])
+
+
+def check(columns: TrainColumns, target: Target, family: int) -> None:
+    """Make sure that trains can be sent on sockets of this family, as far as Python can tell.
 
     Raises:
-      TypeError, ValueError: its address, or its local address, is none of this family.
+      TypeError, ValueError: an address, or a local address, is none of this family.
     """
-    next(pieces(TrainColumns.of((train,)), KEEP, START, family, gso=True))
+    if target is None:
+        return
+    for address in set(columns.addresses) if target is KEEP else {target}:
+        if address is not None:
+            _sockaddr.name_of(address, family)
+    if not columns.plain:
+        for train in columns.trains():
+            ipv4, asked = _way(train, target, family)
+            _cmsg.encode(0, *asked, ipv4)
 
 
 def _piece_size(segment_size: int, length: int, ipv4: bool, gso: bool) -> int:
@@ -91,13 +160,13 @@ def _piece_size(segment_size: int, length: int, ipv4: bool, gso: bool) -> int:
     return segment_size * max(1, min(MAX_SEGMENTS, room // segment_size))
 
 
-class Arrival(NamedTuple):
+class IncomingMessage(NamedTuple):
     """One message that came in."""
 
-    buffer: memoryview
-    """The whole buffer that was offered, read-only."""
+    data: bytes | memoryview
+    """What fitted into the buffer."""
     length: int
-    """The message's true length in bytes, which may be more than the buffer's."""
+    """The message's true length in bytes, which may be more."""
     flags: int
     """msg_flags: whether the payload or the control messages were cut."""
     address: Address | None
@@ -105,16 +174,15 @@ class Arrival(NamedTuple):
 
 
 def received(
-    arrivals: Iterable[Arrival], gro: bool, error: OSError | None = None, *, copy: bool
+    messages: Iterable[IncomingMessage], gro: bool, error: OSError | None = None
 ) -> TrainColumns:
     """Columns of trains from messages, with the account of what did not fit.
 
-    ``gro`` says whether a message can be several datagrams, ``copy`` that the buffers are not to be
-    kept.
+    ``gro`` says whether a message can be several datagrams.
     """
     trains = []
     truncated = datagrams_lost = bytes_lost = trains_unknown = bytes_unknown = 0
-    for buffer, length, flags, address, control in arrivals:
+    for data, length, flags, address, control in messages:
         told = _cmsg.decode(control)
         if gro and flags & _abi.MSG_CTRUNC and told.segment_size is None:
             # The segment size may be what was cut off, and to guess it would make two datagrams
@@ -122,7 +190,7 @@ def received(
             trains_unknown += 1
             bytes_unknown += length
             continue
-        kept = min(length, len(buffer))
+        kept = len(data)
         size = told.segment_size or kept
         if kept < length:
             bytes_lost += length - kept
@@ -131,7 +199,6 @@ def received(
             else:
                 truncated += 1 if kept % size else 0
                 datagrams_lost += datagram_count(length, size) - datagram_count(kept, size)
-        data = bytes(buffer[:kept]) if copy else buffer[:kept]
         trains.append(make_train(data, size, address, *told[1:]))
     losses = Losses(truncated, datagrams_lost, bytes_lost, trains_unknown, bytes_unknown, error)
     return TrainColumns.of(tuple(trains), losses if any(losses) else None)

@@ -8,17 +8,14 @@ from __future__ import annotations
 import socket
 import struct
 import sys
-import weakref
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 from .._brief import brief
 from .._train import check_address
-from ._abi import NAME_SIZE
 
 if TYPE_CHECKING:
     from .._train import Address
-    from ._interface import Socket
 
 AF_INET = int(socket.AF_INET)
 AF_INET6 = int(socket.AF_INET6)
@@ -31,9 +28,6 @@ _MAPPED = bytes(10) + b"\xff\xff"  # ::ffff:0:0/96, an IPv4 peer on an IPv6 sock
 
 _IN = struct.Struct("=H2s4s8x")  # sockaddr_in: include/uapi/linux/in.h
 _IN6 = struct.Struct("=H2sI16sI")  # sockaddr_in6: include/uapi/linux/in6.h
-
-# The length of a name that is handed to the kernel, by family.
-NAME_LENGTHS = {AF_INET: _IN.size, AF_INET6: _IN6.size}
 
 
 @lru_cache(CACHE_SIZE)
@@ -59,7 +53,7 @@ def decode(raw: bytes) -> Address | None:
 
 @lru_cache(CACHE_SIZE)
 def encode(address: Address, family: int) -> bytes:
-    """The raw ``sockaddr`` for an address on a socket of this family, padded to ``NAME_SIZE``.
+    """The raw ``sockaddr`` for an address on a socket of this family.
 
     An IPv4 host on an IPv6 socket becomes the mapped address, as the kernel wants it.
 
@@ -72,30 +66,27 @@ def encode(address: Address, family: int) -> bytes:
     flowinfo, scope_id = address[2:] if len(address) == 4 else (0, 0)
     port_bytes = port.to_bytes(2, "big")
     if family == AF_INET:
-        raw = _IN.pack(AF_INET, port_bytes, numeric(host, socket.AF_INET))
-        return raw.ljust(NAME_SIZE, b"\0")
+        return _IN.pack(AF_INET, port_bytes, numeric(host, socket.AF_INET))
     if family == AF_INET6:
         packed = (
             numeric(host, socket.AF_INET6)
             if ":" in host
             else _MAPPED + numeric(host, socket.AF_INET)
         )
-        raw = _IN6.pack(AF_INET6, port_bytes, socket.htonl(flowinfo), packed, scope_id)
-        return raw.ljust(NAME_SIZE, b"\0")
+        return _IN6.pack(AF_INET6, port_bytes, socket.htonl(flowinfo), packed, scope_id)
     raise ValueError(f"sockets of address family {family} are not supported")
 
 
-def check(address: Address, family: int) -> None:
-    """Make sure that a socket of this family can send to an address that a program gave us.
+def name_of(address: Address, family: int) -> bytes:
+    """The raw ``sockaddr`` for an address that a program gave us.
 
     Raises:
       TypeError, ValueError: see `encode`.
     """
     if isinstance(address, tuple) and all(type(number) is int for number in address[1:]):
-        encode(address, family)
-    else:
-        # Not through the cache, to which 80.0 and True are as good as 80 and 1.
-        encode.__wrapped__(address, family)
+        return encode(address, family)
+    # Not through the cache, to which 80.0 and True are as good as 80 and 1.
+    return encode.__wrapped__(address, family)
 
 
 def family_of(address: Address) -> int:
@@ -106,7 +97,7 @@ def family_of(address: Address) -> int:
     """
     host = address[0] if isinstance(address, tuple) and address else None
     family = AF_INET6 if isinstance(host, str) and ":" in host else AF_INET
-    check(address, family)
+    name_of(address, family)
     return family
 
 
@@ -115,17 +106,6 @@ def mapped(address: Address, family: int) -> Address:
     if family == AF_INET6 and ":" not in address[0]:
         return (f"::ffff:{address[0]}", address[1], 0, 0)
     return address[:2] if family == AF_INET else address
-
-
-_families: weakref.WeakKeyDictionary[Socket, int] = weakref.WeakKeyDictionary()
-
-
-def socket_family(sock: Socket) -> int:
-    """The family of a socket; asked for its own attribute, a socket takes 2 us to answer."""
-    family = _families.get(sock)
-    if family is None:
-        family = _families[sock] = int(sock.family)
-    return family
 
 
 def is_ipv4(raw: bytes) -> bool:

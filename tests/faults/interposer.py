@@ -13,11 +13,14 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
 
-from snaptun_trio._kernel import _linux, _portable
+from snaptun_trio import _kernel
+from snaptun_trio._kernel import _portable, _sockaddr
+
+from .. import system_calls
 
 if TYPE_CHECKING:
     import socket
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
 
     import pytest
 
-    from snaptun_trio._kernel._pieces import Piece
+    from snaptun_trio._kernel._pieces import OutgoingMessage
 
 _UDP_SEGMENT = (17, 103)  # SOL_UDP, include/uapi/linux/udp.h
 
@@ -77,25 +80,14 @@ class Interposer:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, verdict: Callable[[Message], int]) -> None:
         self.verdict = verdict
         self.calls = 0
-        self._real_mmsg: Any = None
         self._real_one = _portable._send_message
-        backend = _linux.LinuxBackend
-        original = backend.__init__
-        interposer = self
-
-        def init(self: _linux.LinuxBackend) -> None:
-            original(self)
-            interposer._real_mmsg = self._sendmmsg
-            self._sendmmsg = interposer._sendmmsg  # type: ignore[assignment]
-
-        monkeypatch.setattr(backend, "__init__", init)
         monkeypatch.setattr(_portable, "_send_message", self._send_message)
-        from snaptun_trio import _kernel
-
-        _kernel._linux_backend.cache_clear()
-        monkeypatch.setattr(_kernel, "_linux_backend", _kernel._linux_backend.__wrapped__)
+        if _kernel.pick_backend().name == "linux":
+            _, self._real_mmsg = system_calls.replace(monkeypatch, send=self._sendmmsg)
 
     def _sendmmsg(self, fd: int, address: int, count: int, flags: int) -> int:
+        if not count:  # the package asks whether there is such a call
+            return self._real_mmsg(fd, address, count, flags)
         self.calls += 1
         headers = (_Mmsghdr * count).from_address(address)
         allowed = 0
@@ -108,17 +100,18 @@ class Interposer:
                 if allowed:
                     break
             allowed += 1
-        return int(self._real_mmsg(fd, address, allowed, flags))
+        return self._real_mmsg(fd, address, allowed, flags)
 
-    def _send_message(self, plain: socket.socket, piece: Piece) -> None:
+    def _send_message(self, plain: socket.socket, message: OutgoingMessage) -> None:
         self.calls += 1
-        data = bytes(piece.train.data[piece.start : piece.start + piece.nbytes])
-        segments = [data for level, kind, data in piece.controls if (level, kind) == _UDP_SEGMENT]
+        segments = [data for level, kind, data in message.controls if (level, kind) == _UDP_SEGMENT]
         size = int.from_bytes(segments[-1], "little") if segments else 0
-        code = self.verdict(Message(data, size, piece.name))
+        address = message.address
+        name = b"" if address is None else _sockaddr.name_of(address, int(plain.family))
+        code = self.verdict(Message(message.payload, size, name))
         if code > 0:
             raise OSError(code, os.strerror(code))
-        self._real_one(plain, piece)
+        self._real_one(plain, message)
 
 
 def _message(header: _Msghdr) -> Message:

@@ -61,7 +61,8 @@ def check_name(raw: bytes) -> None:
     if len(address) == 4 and address[2] > 0xFFFFF:
         return  # A flow label that the kernel never reports (20 bits); not ours to send.
     written = _sockaddr.encode(address, int(family))
-    assert _sockaddr.decode(written[: 28 if family == socket.AF_INET6 else 16]) == address
+    assert len(written) == (28 if family == socket.AF_INET6 else 16)
+    assert _sockaddr.decode(written) == address
 
 
 @hypothesis.settings(max_examples=1000)

@@ -19,6 +19,7 @@ from snaptun_trio import (
     UdpBatchReceiver,
     UdpBatchSender,
 )
+from snaptun_trio._kernel import pick_backend
 
 from . import harness, laws, ledger, netns, sockets
 
@@ -224,8 +225,8 @@ async def test_f10_after_cut_control_messages_the_memory_is_lent_to_one_batch_at
         assert [bytes(batch.trains[-1].data) for batch in held] == [
             b"%02d" % number * 3000 for number in range(20)
         ]
-        statistics = pool.statistics()
-        assert statistics.slabs_in_use == 20
+        # The portable backend copies what comes in, and lends nothing.
+        assert pool.statistics().slabs_in_use == (20 if pick_backend().name == "linux" else 0)
         del held
         assert pool.statistics().slabs_in_use == 0
 

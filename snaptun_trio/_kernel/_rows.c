@@ -1,0 +1,437 @@
+/* Rows as Python sees them: the columns of a batch, its datagrams, and the module itself. */
+#include "_rows.h"
+
+#include <netinet/in.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Addresses that were decoded, by raw name. Direct-mapped, so bounded: a stranger chooses the names
+ * that we decode, and may choose a new one for every datagram. */
+enum { CACHED_ADDRESSES = 16384 };
+struct address_cache {
+    struct {
+        char name[NAME_SIZE];
+        uint16_t length;
+        PyObject *address;
+    } entries[CACHED_ADDRESSES];
+};
+
+static uint32_t hash_name(const struct row *row) {
+    uint32_t hash = 2166136261u, word;
+    for (int at = 0; at + 4 <= row->name_length; at += 4) {
+        memcpy(&word, row->name + at, sizeof word);
+        hash = (hash ^ word) * 2654435761u;
+    }
+    return hash ^ hash >> 15;
+}
+
+/* The part of a name that names a peer: what lies behind the address of an IPv4 name is padding. */
+static int significant(const struct row *row) {
+    return row->name_length == sizeof(struct sockaddr_in) ? 8 : row->name_length;
+}
+
+int same_name(const struct row *a, const struct row *b) {
+    return a->name == b->name ||
+           (a->name_length == b->name_length && a->name && b->name &&
+            memcmp(a->name, b->name, (size_t)significant(a)) == 0);
+}
+
+static PyObject *decode_name(State *state, const struct row *row) {
+    if (!row->name)
+        Py_RETURN_NONE;
+    uint32_t at = hash_name(row) % CACHED_ADDRESSES;
+    if (state->addresses->entries[at].address &&
+        state->addresses->entries[at].length == row->name_length &&
+        memcmp(state->addresses->entries[at].name, row->name, row->name_length) == 0)
+        return Py_NewRef(state->addresses->entries[at].address);
+    PyObject *raw = PyBytes_FromStringAndSize(row->name, row->name_length);
+    PyObject *address = raw ? PyObject_CallFunctionObjArgs(state->decode, raw, NULL) : NULL;
+    Py_XDECREF(raw);
+    if (address) {
+        memcpy(state->addresses->entries[at].name, row->name, row->name_length);
+        state->addresses->entries[at].length = row->name_length;
+        PyObject *old = state->addresses->entries[at].address;
+        state->addresses->entries[at].address = Py_NewRef(address);
+        Py_XDECREF(old);
+    }
+    return address;
+}
+
+int addresses_new(State *state) {
+    state->addresses = calloc(1, sizeof *state->addresses);
+    return state->addresses ? 0 : (PyErr_NoMemory(), -1);
+}
+
+void addresses_free(State *state) {
+    if (state->addresses)
+        for (int at = 0; at < CACHED_ADDRESSES; at++)
+            Py_CLEAR(state->addresses->entries[at].address);
+    free(state->addresses);
+    state->addresses = NULL;
+}
+
+/* The address of one row: the program's own, or its name decoded. */
+PyObject *address_of(Rows *rows, int index) {
+    if (rows->addresses)
+        return Py_XNewRef(PyList_GetItem(rows->addresses, index));
+    return decode_name(rows->state, &rows->rows[index]);
+}
+
+/* -- making rows */
+
+Rows *rows_new(State *state) {
+    Rows *rows = PyObject_GC_New(Rows, state->rows_type);
+    if (rows) {
+        memset((char *)rows + offsetof(Rows, state), 0, sizeof *rows - offsetof(Rows, state));
+        rows->state = state;
+        rows->plain = 1;
+        PyObject_GC_Track(rows);
+    }
+    return rows;
+}
+
+/* Count datagrams and bytes. */
+void rows_sum(Rows *rows) {
+    rows->datagrams = rows->nbytes = rows->most_segments = 0;
+    for (int i = 0; i < rows->count; i++) {
+        struct row *row = &rows->rows[i];
+        row->segments = row->length > row->size && row->size ? (row->length - 1) / row->size + 1 : 1;
+        rows->datagrams += row->segments;
+        rows->nbytes += row->length;
+        if ((int)row->segments > rows->most_segments)
+            rows->most_segments = (int)row->segments;
+    }
+}
+
+static int row_payload(Rows *rows, struct row *row, PyObject *payload) {
+    Py_ssize_t length;
+    if (PyBytes_Check(payload)) {
+        row->base = PyBytes_AsString(payload);
+        length = PyBytes_Size(payload);
+    } else {
+        Py_buffer *view = &rows->views[rows->views_count];
+        if (PyObject_GetBuffer(payload, view, PyBUF_SIMPLE) < 0)
+            return -1;
+        rows->views_count++;
+        row->base = view->buf;
+        length = view->len;
+    }
+    if (length > INT32_MAX)
+        return PyErr_Format(PyExc_ValueError, "%zd bytes", length), -1;
+    row->length = row->told = (uint32_t)length;
+    return 0;
+}
+
+/* A name or control messages: bytes that `rows->extra` keeps. */
+static int row_bytes(PyObject *object, const char **base, uint16_t *length, Py_ssize_t most) {
+    *base = NULL;
+    *length = 0;
+    if (object == Py_None)
+        return 0;
+    Py_ssize_t size = PyBytes_Check(object) ? PyBytes_Size(object) : -1;
+    if (size < 0 || size > most)
+        return PyErr_Format(PyExc_ValueError, "at most %zd bytes, or None", most), -1;
+    if (size) {
+        *base = PyBytes_AsString(object);
+        *length = (uint16_t)size;
+    }
+    return 0;
+}
+
+/* rows(payloads, sizes, names, controls, addresses) -> Rows of what a program made.
+ *
+ * Lists of the same length. A name is raw, of its true length, or None for the connected peer;
+ * control messages are raw, without the segment size, or None; `controls` may be None as a whole. */
+PyObject *rows_of(PyObject *module, PyObject *const *args, Py_ssize_t count) {
+    if (count != 5 || !PyList_Check(args[0]) || !PyList_Check(args[1]) || !PyList_Check(args[2]) ||
+        !(args[3] == Py_None || PyList_Check(args[3])) || !PyList_Check(args[4]))
+        return PyErr_Format(PyExc_TypeError, "rows takes lists");
+    Py_ssize_t n = PyList_Size(args[0]);
+    for (int i = 1; i < 5; i++)
+        if (args[i] != Py_None && PyList_Size(args[i]) != n)
+            return PyErr_Format(PyExc_ValueError, "lists of one length are needed");
+    if (n > INT32_MAX / (Py_ssize_t)sizeof(struct row))
+        return PyErr_NoMemory();
+    Rows *rows = rows_new(state_of(module));
+    if (!rows)
+        return NULL;
+    /* Copies of the lists: what the rows point to must not be taken out of them. */
+    rows->owner = PyList_GetSlice(args[0], 0, n);
+    rows->addresses = PyList_GetSlice(args[4], 0, n);
+    PyObject *names = PyList_GetSlice(args[2], 0, n), *controls = args[3];
+    controls = controls == Py_None ? Py_NewRef(Py_None) : PyList_GetSlice(controls, 0, n);
+    if (names && controls)
+        rows->extra = PyTuple_Pack(2, names, controls);
+    Py_XDECREF(names);
+    Py_XDECREF(controls);
+    rows->rows = rows->memory = calloc((size_t)(n ? n : 1), sizeof(struct row));
+    rows->views = calloc((size_t)(n ? n : 1), sizeof(Py_buffer));
+    if (!rows->owner || !rows->addresses || !rows->extra)
+        goto failed;
+    if (!rows->rows || !rows->views) {
+        PyErr_NoMemory();
+        goto failed;
+    }
+    for (Py_ssize_t i = 0; i < n; i++) {
+        struct row *row = &rows->rows[i];
+        unsigned long size = PyLong_AsUnsignedLong(PyList_GetItem(args[1], i));
+        if (PyErr_Occurred() || row_payload(rows, row, PyList_GetItem(rows->owner, i)) < 0)
+            goto failed;
+        if (size > UINT16_MAX && size < row->length) {
+            PyErr_Format(PyExc_ValueError, "a segment size of %lu", size);
+            goto failed;
+        }
+        row->size = size < row->length ? (uint32_t)size : row->length;
+        if (!row->size && row->length)
+            row->size = row->length;
+        if (row_bytes(PyList_GetItem(names, i), &row->name, &row->name_length, NAME_SIZE) < 0)
+            goto failed;
+        if (controls != Py_None) {
+            if (row_bytes(PyList_GetItem(controls, i), &row->control, &row->control_length,
+                          CONTROL_OUT - (Py_ssize_t)CMSG_SPACE(sizeof(uint16_t))) < 0)
+                goto failed;
+            rows->plain &= !row->control;
+        }
+    }
+    rows->count = (int)n;
+    rows_sum(rows);
+    return (PyObject *)rows;
+failed:
+    Py_DECREF(OBJECT(rows));
+    return NULL;
+}
+
+static int rows_traverse(Rows *rows, visitproc visit, void *arg) {
+    Py_VISIT(Py_TYPE(OBJECT(rows)));
+    Py_VISIT(rows->owner);
+    Py_VISIT(rows->addresses);
+    Py_VISIT(rows->extra);
+    for (int i = 0; i < rows->views_count; i++)
+        Py_VISIT(rows->views[i].obj);
+    return 0;
+}
+
+static int rows_clear(Rows *rows) {
+    rows->count = 0; /* nothing points anywhere any more */
+    while (rows->views_count)
+        PyBuffer_Release(&rows->views[--rows->views_count]);
+    Py_CLEAR(rows->owner);
+    Py_CLEAR(rows->addresses);
+    Py_CLEAR(rows->extra);
+    return 0;
+}
+
+static void rows_dealloc(Rows *rows) {
+    PyTypeObject *type = Py_TYPE(OBJECT(rows));
+    PyObject_GC_UnTrack(rows);
+    rows_clear(rows);
+    free(rows->views);
+    free(rows->memory);
+    PyObject_GC_Del(rows);
+    Py_DECREF(type);
+}
+
+/* -- looking at rows */
+
+/* Each datagram with its address. */
+static PyObject *rows_packets(Rows *rows, PyObject *Py_UNUSED(ignored)) {
+    PyObject *list = PyList_New((Py_ssize_t)rows->datagrams), *address = NULL;
+    Py_ssize_t at = 0;
+    for (int i = 0; list && i < rows->count; i++) {
+        struct row *row = &rows->rows[i];
+        if (!address || rows->addresses || !same_name(row, row - 1)) {
+            set_reference(&address, address_of(rows, i));
+            if (!address)
+                goto failed;
+        }
+        uint32_t done = 0;
+        do {
+            uint32_t left = row->length - done, size = left < row->size ? left : row->size;
+            /* A batch of one datagram that was copied is its bytes already. */
+            PyObject *packet = size == rows->nbytes && rows->count == 1 && PyBytes_Check(rows->owner)
+                                   ? Py_NewRef(rows->owner)
+                                   : PyBytes_FromStringAndSize(row->base + done, size);
+            PyObject *pair = packet ? PyTuple_Pack(2, packet, address) : NULL;
+            Py_XDECREF(packet);
+            if (!pair || PyList_SetItem(list, at++, pair) < 0)
+                goto failed;
+            done += size;
+        } while (done < row->length);
+    }
+    Py_XDECREF(address);
+    return list;
+failed:
+    Py_XDECREF(address);
+    Py_DECREF(list);
+    return NULL;
+}
+
+/* The bytes of one row, in the form in which a train has them. */
+static PyObject *row_data(Rows *rows, struct row *row, int index) {
+    if (PyList_Check(rows->owner))
+        return Py_XNewRef(PyList_GetItem(rows->owner, index));
+    if (!PyBytes_Check(rows->owner))
+        return lease_memory(rows->owner, row->base, row->length);
+    return row->length == rows->nbytes && rows->count == 1
+               ? Py_NewRef(rows->owner)
+               : PyBytes_FromStringAndSize(row->base, row->length);
+}
+
+/* row(index) -> (data, bytes it had, segment size, address, control messages, flags) */
+static PyObject *rows_row(Rows *rows, PyObject *argument) {
+    long index = PyLong_AsLong(argument);
+    if (PyErr_Occurred())
+        return NULL;
+    if (index < 0 || index >= rows->count)
+        return PyErr_Format(PyExc_IndexError, "row %ld of %d", index, rows->count);
+    struct row *row = &rows->rows[index];
+    PyObject *data = row_data(rows, row, (int)index);
+    PyObject *address = data ? address_of(rows, (int)index) : NULL;
+    if (!address) {
+        Py_XDECREF(data);
+        return NULL;
+    }
+    return Py_BuildValue("NIINy#i", data, row->told, row->size, address,
+                         row->control ? row->control : "", (Py_ssize_t)row->control_length,
+                         (int)row->flags);
+}
+
+static PyObject *rows_trains(Rows *rows, PyObject *Py_UNUSED(ignored)) {
+    return PyObject_CallFunction(rows->state->make_trains, "Oii", rows, 0, rows->count);
+}
+
+static PyObject *rows_train(Rows *rows, PyObject *argument) {
+    long index = PyLong_AsLong(argument);
+    if (PyErr_Occurred())
+        return NULL;
+    PyObject *trains =
+        PyObject_CallFunction(rows->state->make_trains, "Oll", rows, index, index + 1);
+    PyObject *train = trains ? Py_XNewRef(PyTuple_GetItem(trains, 0)) : NULL;
+    Py_XDECREF(trains);
+    return train;
+}
+
+/* The same rows in the order of their peers, each peer's in their own: neighbours can then leave as
+ * one message. These very rows where there is nothing to gain. */
+static PyObject *rows_gathered(Rows *rows, PyObject *Py_UNUSED(ignored)) {
+    int n = rows->count, groups = 0, buckets = 4;
+    if (n < 3 || rows->most_segments > 1)
+        return Py_NewRef(OBJECT(rows));
+    while (buckets < 2 * n)
+        buckets *= 2;
+    size_t size = (size_t)(buckets + 3 * n) * sizeof(int);
+    int *table = malloc(size);
+    if (!table)
+        return PyErr_NoMemory();
+    int *group = table + buckets, *first = group + n, *start = first + n;
+    memset(table, -1, (size_t)buckets * sizeof(int));
+    for (int i = 0; i < n; i++) {
+        struct row *row = &rows->rows[i];
+        struct row key = *row;
+        if (!row->name) { /* the connected peer, who may be among the others by name */
+            free(table);
+            return Py_NewRef(OBJECT(rows));
+        }
+        key.name_length = (uint16_t)significant(row);
+        uint32_t at = hash_name(&key) & (uint32_t)(buckets - 1);
+        while (table[at] >= 0 && !same_name(&rows->rows[first[table[at]]], row))
+            at = (at + 1) & (uint32_t)(buckets - 1);
+        if (table[at] < 0) {
+            first[groups] = i;
+            start[groups] = 0;
+            table[at] = groups++;
+        }
+        group[i] = table[at];
+        start[group[i]]++;
+    }
+    if (groups == 1 || groups == n) {
+        free(table);
+        return Py_NewRef(OBJECT(rows));
+    }
+    Rows *ordered = rows_new(rows->state);
+    struct row *memory = ordered ? malloc((size_t)n * sizeof *memory) : NULL;
+    PyObject *addresses = rows->addresses ? PyList_New(n) : NULL;
+    PyObject *payloads = PyList_Check(rows->owner) ? PyList_New(n) : NULL;
+    if (!memory || (rows->addresses && !addresses) || (PyList_Check(rows->owner) && !payloads)) {
+        free(memory);
+        free(table);
+        Py_XDECREF(OBJECT(ordered));
+        Py_XDECREF(addresses);
+        Py_XDECREF(payloads);
+        return PyErr_NoMemory();
+    }
+    for (int g = 0, at = 0; g < groups; g++) {
+        int count = start[g];
+        start[g] = at;
+        at += count;
+    }
+    for (int i = 0; i < n; i++) {
+        int at = start[group[i]]++;
+        memory[at] = rows->rows[i];
+        if (addresses)
+            PyList_SetItem(addresses, at, Py_NewRef(PyList_GetItem(rows->addresses, i)));
+        if (payloads)
+            PyList_SetItem(payloads, at, Py_NewRef(PyList_GetItem(rows->owner, i)));
+    }
+    free(table);
+    ordered->rows = ordered->memory = memory;
+    ordered->addresses = addresses;
+    ordered->owner = payloads ? payloads : Py_NewRef(rows->owner);
+    ordered->extra = Py_NewRef(OBJECT(rows)); /* names, control messages, views */
+    ordered->count = n;
+    ordered->plain = rows->plain;
+    rows_sum(ordered);
+    return (PyObject *)ordered;
+}
+
+/* The address family of the first row's name, 0 where it has none. */
+static PyObject *rows_family(Rows *rows, void *Py_UNUSED(closure)) {
+    sa_family_t family = 0;
+    if (rows->count && rows->rows[0].name_length >= sizeof family)
+        memcpy(&family, rows->rows[0].name + offsetof(struct sockaddr, sa_family), sizeof family);
+    return PyLong_FromLong(family);
+}
+
+/* What came in cut goes through Python; rows never lost anything. */
+static PyObject *rows_losses(Rows *Py_UNUSED(rows), void *Py_UNUSED(closure)) { Py_RETURN_NONE; }
+
+static PyMemberDef rows_members[] = {
+    {"count", T_INT, offsetof(Rows, count), READONLY, "The number of trains."},
+    {"datagrams", T_LONGLONG, offsetof(Rows, datagrams), READONLY, "The number of datagrams."},
+    {"nbytes", T_LONGLONG, offsetof(Rows, nbytes), READONLY, "The payload bytes."},
+    {"most_segments", T_INT, offsetof(Rows, most_segments), READONLY,
+     "The datagrams of the train that has most."},
+    {"plain", T_BOOL, offsetof(Rows, plain), READONLY,
+     "Whether no train has control messages other than the segment size."},
+    {"cut", T_BOOL, offsetof(Rows, cut), READONLY, "Whether a buffer was too small for one."},
+    {NULL, 0, 0, 0, NULL},
+};
+static PyGetSetDef rows_getset[] = {
+    {"losses", (getter)rows_losses, NULL, "Nothing is missing.", NULL},
+    {"family", (getter)rows_family, NULL, "The address family of the peers, 0 for none.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+static PyMethodDef rows_methods[] = {
+    {"packets", (PyCFunction)rows_packets, METH_NOARGS, "Each datagram with its address."},
+    {"row", (PyCFunction)rows_row, METH_O,
+     "(data, bytes it had, segment size, address, control messages, flags) of one row"},
+    {"trains", (PyCFunction)rows_trains, METH_NOARGS, "The trains, one for each row, made now."},
+    {"seen_trains", (PyCFunction)rows_trains, METH_NOARGS, "The same, for a program."},
+    {"train", (PyCFunction)rows_train, METH_O, "One of the trains, without making the others."},
+    {"gathered", (PyCFunction)rows_gathered, METH_NOARGS,
+     "The same in the order of the peers, each peer's in their own."},
+    {NULL, NULL, 0, NULL},
+};
+static PyType_Slot rows_slots[] = {
+    {Py_tp_dealloc, rows_dealloc}, {Py_tp_traverse, rows_traverse}, {Py_tp_clear, rows_clear},
+    {Py_tp_members, rows_members}, {Py_tp_getset, rows_getset},     {Py_tp_methods, rows_methods},
+    {Py_tp_doc, "The columns of a batch."},
+    {0, NULL},
+};
+PyType_Spec rows_spec = {
+    .name = "snaptun_trio._kernel._rows.Rows",
+    .basicsize = sizeof(Rows),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION | Py_TPFLAGS_IMMUTABLETYPE |
+             Py_TPFLAGS_HAVE_GC,
+    .slots = rows_slots,
+};

@@ -1,0 +1,110 @@
+/* Rows: what the compiled part is about.
+ *
+ * A row is one message: where its bytes are, how many, how long each datagram of it is, the raw name
+ * of its peer, and its control messages. Rows come from a receive call (pool.c), or from what a
+ * program wants to send (rows.c), and they leave by sendmmsg (send.c). Python sees them as the
+ * columns of a batch. Nothing here decides what an errno means, when to wait, or what a program may
+ * do; every length that the kernel reports is bounded before it is used.
+ */
+#ifndef SNAPTUN_TRIO_ROWS_H
+#define SNAPTUN_TRIO_ROWS_H
+
+#define PY_SSIZE_T_CLEAN
+#define Py_LIMITED_API 0x030b0000
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE /* recvmmsg, sendmmsg */
+#endif
+#include <Python.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <structmember.h>
+#include <sys/socket.h>
+
+#ifndef SOL_UDP
+#define SOL_UDP 17 /* include/linux/socket.h */
+#endif
+#define UDP_SEGMENT 103 /* include/uapi/linux/udp.h */
+#define UDP_GRO 104
+
+enum {
+    NAME_SIZE = 32,      /* sockaddr_in6 has 28 bytes */
+    CONTROL_SIZE = 256,  /* all that a socket can be made to report fits into 200 */
+    CONTROL_OUT = 128,   /* segment size, ECN and packet information take 88 */
+    MAX_MESSAGES = 1024, /* UIO_MAXIOV: the kernel cuts a longer list in silence */
+    MAX_SEGMENTS = 64,   /* what every kernel takes, see _coalesce.py */
+    MAX_PIECES = 4096,   /* iovecs of one send call */
+};
+
+struct row {
+    const char *base;
+    const char *name;    /* NULL: the connected peer */
+    const char *control; /* whole control messages; NULL: none */
+    uint32_t length;     /* bytes that are there */
+    uint32_t told;       /* bytes that the message had; more than `length` where it was cut */
+    uint32_t size;       /* bytes of each datagram, the last may be shorter; 0 only where length is */
+    uint32_t segments;   /* datagrams */
+    uint16_t name_length, control_length;
+    uint16_t flags; /* msg_flags, of a received row */
+};
+
+#define OBJECT(o) ((PyObject *)(o))
+
+/* Py_SETREF and Py_XSETREF are not in the limited API. */
+static inline void set_reference(PyObject **place, PyObject *object) {
+    PyObject *old = *place;
+    *place = object;
+    Py_XDECREF(old);
+}
+
+struct tx;
+
+/* What the module keeps instead of statics: one of it for each interpreter. */
+typedef struct {
+    PyTypeObject *pool_type, *lease_type, *rows_type, *transmission_type;
+    PyObject *decode;      /* (raw name) -> address */
+    PyObject *make_trains; /* (rows, first, stop) -> tuple of trains */
+    struct address_cache *addresses;
+    struct tx *idle_tx;
+    int idle_tx_count;
+    int copied_up_to; /* a batch of so many bytes gets memory of its own, see pool.c */
+    int (*recvmmsg)(int, struct mmsghdr *, unsigned int, int, struct timespec *);
+    int (*sendmmsg)(int, struct mmsghdr *, unsigned int, int);
+} State;
+
+typedef struct Rows {
+    PyObject_HEAD
+    State *state;
+    PyObject *owner;     /* a lease, the bytes, or the list of payloads */
+    PyObject *addresses; /* of rows that a program made: a list; else NULL */
+    PyObject *extra;     /* whatever else keeps the memory alive */
+    Py_buffer *views;
+    struct row *rows;
+    void *memory; /* of its own, to be freed */
+    int views_count, count;
+    char plain; /* no row has control messages but the segment size */
+    char cut;   /* a buffer was too small for one of them */
+    int most_segments;
+    long long datagrams, nbytes;
+} Rows;
+
+extern PyType_Spec pool_spec, lease_spec, rows_spec, transmission_spec;
+
+State *state_of(PyObject *module);
+
+/* rows.c */
+Rows *rows_new(State *state);
+void rows_sum(Rows *rows);
+PyObject *rows_of(PyObject *module, PyObject *const *args, Py_ssize_t count);
+PyObject *address_of(Rows *rows, int index);
+int addresses_new(State *state);
+void addresses_free(State *state);
+int same_name(const struct row *a, const struct row *b);
+
+/* pool.c */
+PyObject *lease_memory(PyObject *lease, const char *base, Py_ssize_t length);
+
+/* send.c */
+PyObject *prepare(PyObject *module, PyObject *const *args, Py_ssize_t count);
+void tx_free_all(State *state);
+
+#endif
