@@ -28,6 +28,8 @@ PYPROJECT = nox.project.load_toml("pyproject.toml")
 CURRENT = f"{sys.version_info.major}.{sys.version_info.minor}"  # the Python that nox runs on
 PYTHONS = list(dict.fromkeys([*nox.project.python_versions(PYPROJECT), CURRENT]))
 OTHERS = [version for version in PYTHONS if version != CURRENT]
+# Builds in what the tests need to stand between the compiled part and the kernel.
+HOOKS = {"SNAPTUN_TRIO_TEST_HOOKS": "1"}
 MINIMUM_COVERAGE = 97
 
 # -P keeps the checkout off the path: what is tested is the package that was installed.
@@ -165,6 +167,44 @@ def stress(session: nox.Session) -> None:
             loop.wait()
     if failed:
         session.error(f"{len(failed)} of {runs} runs failed")
+
+
+@nox.session(default=False)
+def sanitize(session: nox.Session) -> None:
+    """The tests with the compiled part under AddressSanitizer and UBSan. Options go to pytest."""
+    flags = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -O1 -g"
+    session.install(*nox.project.dependency_groups(PYPROJECT, "test"))
+    session.install("--force-reinstall", "--no-deps", ".", env={**HOOKS, "CFLAGS": flags})
+    session.install(".[cli]", env={**HOOKS, "CFLAGS": flags})
+    find = ["cc", "-print-file-name=libasan.so"]
+    library = subprocess.run(find, capture_output=True, text=True, check=True).stdout.strip()
+    # Python's own arenas and what it keeps to the end are no leaks; leaks have tests of their own.
+    env = {"LD_PRELOAD": library, "ASAN_OPTIONS": "detect_leaks=0", "PYTHONMALLOC": "malloc"}
+    session.run(*PYTEST, *PARALLEL, *session.posargs, env=env)
+
+
+@nox.session(default=False)
+def wheels(session: nox.Session) -> None:
+    """Build both wheels, and run the core suite on each of them with every Python that is found."""
+    session.install("build", "setuptools>=77")
+    for build, kind in (("yes", "compiled"), ("no", "pure")):
+        target = f"dist/{kind}"
+        shutil.rmtree(target, ignore_errors=True)
+        env = {"SNAPTUN_TRIO_BUILD": build}
+        session.run("python", "-m", "build", "--wheel", "--outdir", target, ".", env=env)
+        (wheel,) = Path(target).glob("*.whl")
+        for python in PYTHONS:
+            interpreter = shutil.which(f"python{python}")
+            if interpreter is None:
+                session.warn(f"no python{python} here")
+                continue
+            home = session.create_tmp()
+            session.run(interpreter, "-m", "venv", "--clear", f"{home}/venv", external=True)
+            tests = nox.project.dependency_groups(PYPROJECT, "test")
+            there = f"{home}/venv/bin/python"
+            install = (there, "-m", "pip", "install", "-q", *tests, f"{wheel}[cli]")
+            session.run(*install, external=True)
+            session.run(there, *PYTEST[1:], *PARALLEL, *CORE, *session.posargs, external=True)
 
 
 @nox.session(default=False)

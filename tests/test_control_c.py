@@ -75,6 +75,8 @@ class Interrupter:
     def run(self, function: Callable[..., object], *arguments: object) -> None:
         """Run a function; that it was interrupted is no error."""
         before = sys.gettrace()  # coverage's, perhaps
+        # CPython 3.12 hears of no frame's wish for opcodes but one from before it starts to trace.
+        sys._getframe().f_trace_opcodes = True
         sys.settrace(self._call)
         try:
             function(*arguments)

@@ -352,7 +352,7 @@ def run_clean(script: str, **environment: str) -> None:
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     paths = [*filter(None, sys.path), root]  # The installed package comes first.
     done = subprocess.run(
-        [sys.executable, "-X", "dev", "-W", "error", "-c", script],
+        [sys.executable, "-P", "-X", "dev", "-W", "error", "-c", script],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | environment,
         capture_output=True,
         text=True,
