@@ -135,6 +135,8 @@ def find_attribute_docstrings() -> None:
     package = ModuleAnalyzer.for_module("snaptun_trio")
     package.analyze()
     for module in sorted(name for name in sys.modules if name.startswith("snaptun_trio._")):
+        if not str(sys.modules[module].__file__).endswith(".py"):
+            continue  # the compiled part, which has nothing public
         private = ModuleAnalyzer.for_module(module)
         private.analyze()
         private.overloads.clear()  # a reader wants the signature that covers them all

@@ -53,9 +53,11 @@ __all__ = [
     "open_batch_pump",
 ]
 
-_found, backend_reason = _choose_backend()
-backend: str = _found.name
+_chosen = _choose_backend()
+backend: str = _chosen[0].name
 """The name of the backend that this process uses, "linux" or "portable"."""
+backend_reason: str = _chosen[1]
+"""Why it is that one."""
 
 # The names belong here, wherever they are defined: tracebacks, pickles and the docs say so.
 for _name in __all__:
