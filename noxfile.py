@@ -210,7 +210,8 @@ def wheels(session: nox.Session) -> None:
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
     """Measure beside the bare system calls and other libraries. Options: `-- --help`."""
-    install(session, "test", "bench", package=".[cli]")
+    install(session, "test", "bench", package=None)
+    session.install("-e", ".[cli]")  # it runs in the checkout, and wants the compiled part there
     session.run("python", "-m", "tests.benchmarks", *session.posargs)
 
 
@@ -224,5 +225,6 @@ def soak(session: nox.Session) -> None:
 @nox.session(default=False)
 def mutate(session: nox.Session) -> None:
     """Put small faults into the package, and see which the tests miss. Options: `-- --help`."""
-    install(session, "test", package=".[cli]")
+    install(session, "test", package=None)
+    session.install("-e", ".[cli]", env=HOOKS)  # in the checkout as well
     session.run("python", "-m", "tests.mutation", *session.posargs)
