@@ -60,6 +60,7 @@ def test_a_buffer_has_the_size_asked_for_and_is_writable() -> None:
     assert bytes(view[:5]) == b"hello"
 
 
+@pytest.mark.usefixtures("linux_backend")  # the portable one lends nothing
 def test_a_buffer_comes_back_when_the_last_view_is_gone(pool: PacketBufPool) -> None:
     view = pool.get()
     part = view[10:20]
@@ -80,6 +81,7 @@ def test_a_released_view_gives_its_buffer_back(pool: PacketBufPool) -> None:
     assert pool.statistics().slabs_in_use == 0
 
 
+@pytest.mark.usefixtures("linux_backend")  # the portable one lends nothing
 def test_objects_over_the_memory_hold_it_as_well(pool: PacketBufPool) -> None:
     structure = ctypes.c_uint32.from_buffer(pool.get())
     first = pool.get()
@@ -88,6 +90,7 @@ def test_objects_over_the_memory_hold_it_as_well(pool: PacketBufPool) -> None:
     assert pool.statistics().slabs_in_use == 1
 
 
+@pytest.mark.usefixtures("linux_backend")  # the portable one lends nothing
 def test_the_buffer_used_last_is_used_next(pool: PacketBufPool) -> None:
     first, second = pool.get(), pool.get()
     places = place_of(first), place_of(second)
@@ -98,6 +101,7 @@ def test_the_buffer_used_last_is_used_next(pool: PacketBufPool) -> None:
     assert pool.statistics().reused == 2
 
 
+@pytest.mark.usefixtures("linux_backend")  # the portable one lends nothing
 def test_beyond_its_capacity_a_pool_keeps_nothing(pool: PacketBufPool) -> None:
     views = [pool.get() for _ in range(5)]
     statistics = pool.statistics()
@@ -267,6 +271,7 @@ def test_memory_in_a_cycle_comes_back_when_it_is_collected(pool: PacketBufPool) 
     assert pool.statistics().slabs_in_use == 0
 
 
+@pytest.mark.usefixtures("linux_backend")  # the portable one lends nothing
 def test_a_view_that_a_finalizer_brings_back_to_life_still_holds_its_memory(
     pool: PacketBufPool, resurrected: type[Resurrecting]
 ) -> None:
