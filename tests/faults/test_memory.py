@@ -37,6 +37,7 @@ from snaptun_trio import (
     UdpBatchSender,
 )
 
+from .. import system_calls
 from . import harness, laws, ledger, sockets
 
 if TYPE_CHECKING:
@@ -245,6 +246,7 @@ def test_a_view_in_a_dead_cycle_keeps_its_bytes_while_finalizers_can_see_them() 
     assert seen == [b"old bytes" * 1000] * 40
 
 
+@pytest.mark.usefixtures("linux_backend")  # the portable one lends nothing
 def test_the_pool_lends_no_memory_twice_to_receivers_and_packets() -> None:
     """Buffers to write into and slabs to receive into come from one pool and never overlap."""
     rng = random.Random(1)
@@ -349,6 +351,8 @@ async def test_a_batch_of_a_hundred_thousand_single_packets_is_sent_in_pieces() 
 
 def run_clean(script: str, **environment: str) -> None:
     """Run a script in an interpreter of its own, that may print nothing and must end well."""
+    if environment.get("SNAPTUN_TRIO_BACKEND") == "linux":
+        system_calls.require_extension()
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     paths = [*filter(None, sys.path), root]  # The installed package comes first.
     done = subprocess.run(
