@@ -98,7 +98,7 @@ class Columns(Protocol):
 _asks_for = attrgetter("ecn", "local_address", "interface_index")
 
 
-def over(train: PacketTrain, data: bytes | memoryview) -> PacketTrain:
+def over(train: PacketTrain[AddressT_co], data: bytes | memoryview) -> PacketTrain[AddressT_co]:
     """The same train over another view of its data."""
     return make_train(
         data,

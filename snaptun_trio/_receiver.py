@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, final
 
 import trio
 
-from ._batch import PacketBatch, batch_of
+from ._batch import PacketBatch, batch_of, over
 from ._brief import brief
 from ._closing import Closing
 from ._gate import Gate
@@ -22,7 +22,7 @@ from ._kernel._abi import MAX_BATCH_SIZE
 from ._plain import check_plain, check_result
 from ._pool import GRO_BUFFER_SIZE, PacketBufPool
 from ._statistics import ReceiverStatistics
-from ._train import Address, PacketTrain, check_int, make_train
+from ._train import Address, PacketTrain, check_int
 
 if TYPE_CHECKING:
     import socket as stdlib_socket
@@ -330,15 +330,7 @@ def _rest(batch: PacketBatch[Address], skipped: int) -> PacketBatch[Address]:
             skipped -= count
             continue
         if skipped:
-            train = make_train(
-                train.data[skipped * train.segment_size :],
-                train.segment_size,
-                train.address,
-                train.ecn,
-                train.local_address,
-                train.interface_index,
-                train.timestamp_ns,
-            )
+            train = over(train, train.data[skipped * train.segment_size :])
             skipped = 0
         kept.append(train)
     return PacketBatch(kept)

@@ -15,9 +15,7 @@ SOL_IPV6 = 41
 SOL_UDP = 17
 MSG_CTRUNC = 0x08
 MSG_TRUNC = 0x20
-MSG_DONTWAIT = 0x40
 MSG_ERRQUEUE = 0x2000
-MSG_NOSIGNAL = 0x4000
 
 # include/uapi/asm-generic/socket.h
 SO_TIMESTAMPNS = 35 if struct.calcsize("@P") == 8 else 64  # _OLD is 64 bit there, _NEW
@@ -61,14 +59,6 @@ def cmsg_align(length: int) -> int:
     """CMSG_ALIGN of include/linux/socket.h, in bytes."""
     return (length + WORD - 1) & ~(WORD - 1)
 
-
-def cmsg_space(length: int) -> int:
-    """CMSG_SPACE: what ``length`` bytes of control data take with their header, in bytes."""
-    return CMSG_HEADER + cmsg_align(length)
-
-
-# The control message that asks for segmentation: a u16 (any other width is EINVAL).
-SEGMENT_CMSG_SPACE = cmsg_space(2)
 
 # All control messages a socket can be made to deliver with a datagram fit into 200 bytes (both IP
 # families' options on a dual-stack socket). UDP_GRO stands behind the SOL_SOCKET ones: with too
