@@ -54,7 +54,7 @@ __all__ = [
 ]
 
 _chosen = _choose_backend()
-backend: str = _chosen[0].name
+backend: str = _chosen[0].backend
 """The name of the backend that this process uses, "linux" or "portable"."""
 backend_reason: str = _chosen[1]
 """Why it is that one."""

@@ -1,8 +1,8 @@
 # PacketBatch: what one receive call brought, or what is to be sent together.
 #
-# A batch is columns, not objects. It knows its datagrams through the few questions of `Columns`,
+# A batch is messages, not objects. It knows its datagrams through the few questions of `Messages`,
 # and makes trains, packets and addresses only when somebody looks at them; a batch that is only
-# passed on never does. `TrainColumns` answers from trains that a program made; the columns of a
+# passed on never does. `TrainMessages` answers from trains that a program made; the messages of a
 # received batch live in `_kernel`, over the memory that the kernel wrote. This file must not know
 # sockets, the pool or which system it runs on.
 
@@ -30,18 +30,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 
-class Keep(enum.Enum):
-    """The type of `KEEP`."""
+class PerTrainAddress(enum.Enum):
+    """The type of `PER_TRAIN_ADDRESS`."""
 
-    KEEP = enum.auto()
-
-
-KEEP: Final = Keep.KEEP  # "each train goes to its own address", where a batch has no single target
-
-Target: TypeAlias = Address | Keep | None
+    PER_TRAIN_ADDRESS = enum.auto()
 
 
-class Losses(NamedTuple):
+PER_TRAIN_ADDRESS: Final = PerTrainAddress.PER_TRAIN_ADDRESS
+"""Each train goes to its own address: the batch has no single one."""
+
+Recipient: TypeAlias = Address | PerTrainAddress | None
+
+
+class ReceiveLosses(NamedTuple):
     """What did not come in with a receive call. A sound setup never has any."""
 
     truncated: int = 0
@@ -59,8 +60,8 @@ class Losses(NamedTuple):
     """An asynchronous error that ended the call after the messages."""
 
 
-class Columns(Protocol):
-    """All that a batch asks of whatever holds its datagrams."""
+class Messages(Protocol):
+    """All that a batch asks of whatever holds its datagrams. A message is a train."""
 
     @property
     def count(self) -> int:
@@ -75,27 +76,22 @@ class Columns(Protocol):
         """The payload bytes."""
 
     @property
-    def losses(self) -> Losses | None:
+    def losses(self) -> ReceiveLosses | None:
         """What did not come in; `None` where nothing is missing."""
 
     def trains(self) -> tuple[PacketTrain, ...]:
-        """The trains, one for each of ``count``, made now.
-
-        They must not get into a program's hands: it may release their views, and what is being
-        sent would be gone.
-        """
+        """The trains, one for each of ``count``, made now and over views of their own: a program
+        may release those that it sees."""
 
     def train(self, index: int) -> PacketTrain:
         """One of `trains`, without making the others."""
-
-    def seen_trains(self) -> tuple[PacketTrain, ...]:
-        """The trains as a program sees them."""
 
     def packets(self) -> list[tuple[bytes, Address | None]]:
         """Each datagram with its address, made now."""
 
 
 _asks_for = attrgetter("ecn", "local_address", "interface_index")
+_NOTHING_ASKED = {(None, None, None)}
 
 
 def over(train: PacketTrain[AddressT_co], data: bytes | memoryview) -> PacketTrain[AddressT_co]:
@@ -111,9 +107,14 @@ def over(train: PacketTrain[AddressT_co], data: bytes | memoryview) -> PacketTra
     )
 
 
+def own_view(data: bytes | memoryview) -> bytes | memoryview:
+    """The same memory in a view that nobody else can release."""
+    return data if isinstance(data, bytes) else memoryview(data)
+
+
 @final
-class TrainColumns:
-    """The columns of trains that a program made, or that go through Python one by one.
+class TrainMessages:
+    """Trains that a program made, or that go through Python one by one, as messages.
 
     Args:
       payloads: the data of each train.
@@ -125,7 +126,6 @@ class TrainColumns:
     """
 
     __slots__ = (
-        "_seen",
         "_trains",
         "addresses",
         "count",
@@ -143,16 +143,15 @@ class TrainColumns:
         segment_sizes: list[int],
         addresses: list[Address | None],
         trains: tuple[PacketTrain, ...] | None = None,
-        losses: Losses | None = None,
+        losses: ReceiveLosses | None = None,
     ) -> None:
         self.payloads = payloads
         self.segment_sizes = segment_sizes
         self.addresses = addresses
         self.losses = losses
-        self.plain = set(map(_asks_for, trains or ())) <= {(None, None, None)}
+        self.plain = trains is None or set(map(_asks_for, trains)) <= _NOTHING_ASKED
         """Whether no train asks for anything but its address: no ECN, no source, no interface."""
-        self._seen = trains
-        self._trains: tuple[PacketTrain, ...] | None = None
+        self._trains = trains
         self.count = len(payloads)
         lengths = list(map(len, payloads))
         self.nbytes = sum(lengths)
@@ -162,30 +161,31 @@ class TrainColumns:
             self.datagrams = sum(map(datagram_count, lengths, segment_sizes))
 
     @classmethod
-    def of(cls, trains: tuple[PacketTrain, ...], losses: Losses | None = None) -> TrainColumns:
-        """The columns of these trains, over views of their own."""
+    def of_trains(
+        cls, trains: tuple[PacketTrain, ...], losses: ReceiveLosses | None = None
+    ) -> TrainMessages:
+        """These trains, over views of their own."""
         return cls(
-            [d if isinstance(d := train.data, bytes) else memoryview(d) for train in trains],
+            [own_view(train.data) for train in trains],
             [train.segment_size for train in trains],
             [train.address for train in trains],
             trains,
             losses,
         )
 
+    @classmethod
+    def of(cls, messages: Messages) -> TrainMessages:
+        """Any messages, train by train."""
+        return messages if isinstance(messages, cls) else cls.of_trains(messages.trains())
+
     def trains(self) -> tuple[PacketTrain, ...]:
-        if self._trains is None:
-            if self._seen is None:
-                made = map(make_train, self.payloads, self.segment_sizes, self.addresses)
-            else:
-                made = map(over, self._seen, self.payloads)
-            self._trains = tuple(made)
-        return self._trains
+        return tuple(map(self.train, range(self.count)))
 
     def train(self, index: int) -> PacketTrain:
-        return self.trains()[index]
-
-    def seen_trains(self) -> tuple[PacketTrain, ...]:
-        return self.trains() if self._seen is None else self._seen
+        data = own_view(self.payloads[index])
+        if self._trains is not None:
+            return over(self._trains[index], data)
+        return make_train(data, self.segment_sizes[index], self.addresses[index])
 
     def packets(self) -> list[tuple[bytes, Address | None]]:
         return [
@@ -194,14 +194,13 @@ class TrainColumns:
             for packet in split(payload, size)
         ]
 
-    def ordered(self, indices: list[int]) -> TrainColumns:
+    def ordered(self, indices: list[int]) -> TrainMessages:
         """The same in another order."""
-        seen = None if self._seen is None else tuple([self._seen[i] for i in indices])
-        return TrainColumns(
+        return TrainMessages(
             [self.payloads[i] for i in indices],
             [self.segment_sizes[i] for i in indices],
             [self.addresses[i] for i in indices],
-            seen,
+            None if self._trains is None else tuple([self._trains[i] for i in indices]),
         )
 
 
@@ -223,10 +222,10 @@ class PacketBatch(Generic[AddressT_co]):
       TypeError: one of them is not a `PacketTrain`, or there is only one instead of several.
     """
 
-    __slots__ = ("_columns", "_target", "_trains")
+    __slots__ = ("_messages", "_recipient", "_trains")
 
-    _columns: Columns
-    _target: Target
+    _messages: Messages
+    _recipient: Recipient
     _trains: tuple[PacketTrain[AddressT_co], ...] | None
 
     def __init__(self, trains: Iterable[PacketTrain[AddressT_co]]) -> None:
@@ -236,32 +235,32 @@ class PacketBatch(Generic[AddressT_co]):
         if not set(map(type, kept)) <= {PacketTrain}:
             others = type_names(one for one in kept if type(one) is not PacketTrain)
             raise TypeError(f"a batch is made of PacketTrains, not of {others}")
-        self._columns = TrainColumns.of(kept)
-        self._target = KEEP
+        self._messages = TrainMessages.of_trains(kept)
+        self._recipient = PER_TRAIN_ADDRESS
         self._trains = kept
 
     @property
     def trains(self) -> tuple[PacketTrain[AddressT_co], ...]:
         """The trains, made when first asked for."""
         if self._trains is None:
-            trains: tuple[PacketTrain[Any], ...] = self._columns.seen_trains()
-            if self._target is not KEEP:
-                trains = tuple([train.to(self._target) for train in trains])
+            trains: tuple[PacketTrain[Any], ...] = self._messages.trains()
+            if self._recipient is not PER_TRAIN_ADDRESS:
+                trains = tuple([train.to(self._recipient) for train in trains])
             self._trains = trains
         return self._trains
 
     def __len__(self) -> int:
-        return self._columns.datagrams
+        return self._messages.datagrams
 
     def __bool__(self) -> bool:
-        return self._columns.count > 0
+        return self._messages.count > 0
 
     def __iter__(self) -> Iterator[tuple[bytes, AddressT_co]]:
-        target: Any = self._target
-        packets: list[tuple[bytes, Any]] = self._columns.packets()
-        if target is KEEP:
+        recipient: Any = self._recipient
+        packets: list[tuple[bytes, Any]] = self._messages.packets()
+        if recipient is PER_TRAIN_ADDRESS:
             return iter(packets)
-        return ((packet, target) for packet, _ in packets)
+        return ((packet, recipient) for packet, _ in packets)
 
     def __repr__(self) -> str:
         return f"<PacketBatch: {len(self)} datagrams, {self.nbytes} bytes>"
@@ -269,12 +268,12 @@ class PacketBatch(Generic[AddressT_co]):
     @property
     def nbytes(self) -> int:
         """The payload bytes of all its datagrams."""
-        return self._columns.nbytes
+        return self._messages.nbytes
 
     @property
     def truncated(self) -> int:
         """The number of datagrams that arrived cut, because a buffer was too small. Normally 0."""
-        losses = self._columns.losses
+        losses = self._messages.losses
         return losses.truncated if losses else 0
 
     @overload
@@ -286,18 +285,18 @@ class PacketBatch(Generic[AddressT_co]):
 
         What `PacketTrain.to` keeps and drops holds for each train. `None` is the connected peer.
         """
-        return batch_of(self._columns, address)
+        return batch_of(self._messages, address)
 
 
-def batch_of(columns: Columns, target: Target = KEEP) -> PacketBatch[Any]:
-    """A batch over columns that exist already."""
+def batch_of(messages: Messages, recipient: Recipient = PER_TRAIN_ADDRESS) -> PacketBatch[Any]:
+    """A batch over messages that exist already."""
     batch: PacketBatch[Any] = PacketBatch.__new__(PacketBatch)
-    batch._columns = columns
-    batch._target = target
+    batch._messages = messages
+    batch._recipient = recipient
     batch._trains = None
     return batch
 
 
-def columns_of(batch: PacketBatch) -> tuple[Columns, Target]:
-    """What a batch is made of: its columns, and the one target that replaces their addresses."""
-    return batch._columns, batch._target
+def messages_of(batch: PacketBatch) -> tuple[Messages, Recipient]:
+    """What a batch is made of: its messages, and whom all of them are for instead."""
+    return batch._messages, batch._recipient

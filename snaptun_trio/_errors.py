@@ -30,23 +30,23 @@ class QueuePacketError(Exception):
 
     packet: Packet
     """The packet that was refused; for a train, the train's `~PacketTrain.data`."""
-    target: Address | None
+    address: Address | None
     """Where it was to go; `None` is the connected peer."""
 
-    def __init__(self, message: str, packet: Packet, target: Address | None) -> None:
+    def __init__(self, message: str, packet: Packet, address: Address | None) -> None:
         super().__init__(message)
         self.packet = packet
-        self.target = target
+        self.address = address
 
 
 class QueueFullError(QueuePacketError):
     """The sender's queue has no room left. Flush it, then queue the packet again."""
 
-    def __init__(self, packet: Packet, target: Address | None, batch_size: int) -> None:
+    def __init__(self, packet: Packet, address: Address | None, batch_size: int) -> None:
         super().__init__(
             f"no room in the queue, which holds {batch_size} datagrams: flush it first",
             packet,
-            target,
+            address,
         )
 
 
@@ -59,12 +59,12 @@ class PacketTooLargeError(QueuePacketError):
     """The sender's limit, in bytes."""
 
     def __init__(
-        self, packet: Packet, target: Address | None, packet_len: int, max_packet_size: int
+        self, packet: Packet, address: Address | None, packet_len: int, max_packet_size: int
     ) -> None:
         super().__init__(
             f"a datagram of {packet_len} bytes is over the sender's limit of {max_packet_size}",
             packet,
-            target,
+            address,
         )
         self.packet_len = packet_len
         self.max_packet_size = max_packet_size
@@ -88,7 +88,7 @@ class SendFailure:
 class SendBatchError(Exception):
     """Some datagrams of a flush can never be sent. All the others have been sent, or are queued.
 
-    The error is raised once the whole queue was gone through, so one bad target never holds up
+    The error is raised once the whole queue was gone through, so one bad address never holds up
     another.
     """
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from ._groups import raise_single
-from ._kernel import _options
+from ._kernel._sockets import check_socket, close_socket, open_socket
 from ._pump import DEFAULT_CAPACITY, BatchPump
 from ._receiver import UdpBatchReceiver
 from ._sender import UdpBatchSender
@@ -68,9 +68,9 @@ async def open_batch_pump(  # noqa: ASYNC911
       TypeError, ValueError: see `BatchPump`, `UdpBatchReceiver` and `UdpBatchSender`.
     """
     sock = (
-        _options.open_socket(socket)
+        open_socket(socket)
         if isinstance(socket, tuple)
-        else _options.check_socket(socket, "a socket or an address (host, port)")
+        else check_socket(socket, "a socket or an address (host, port)")
     )
     try:
         receiver = UdpBatchReceiver(
@@ -94,4 +94,4 @@ async def open_batch_pump(  # noqa: ASYNC911
             finally:
                 pump.close()
     finally:
-        _options.close_socket(sock)
+        close_socket(sock)

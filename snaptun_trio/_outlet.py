@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from ._errors import SendBatchError
-from ._queue import Submission
+from ._send_queue import Submission
 from ._sender import UdpBatchSender
 
 if TYPE_CHECKING:
@@ -39,37 +39,38 @@ class Outlet(ABC):
 
     Attributes:
       batches_sent, batches_discarded: batches of which everything was sent or refused, and others.
+      under_way: batches that are being sent, with what became of them so far.
     """
 
     def __init__(self) -> None:
         self.batches_sent = self.batches_discarded = 0
         self._sent = self._discarded = 0
         self._failed: Counter[int] = Counter()
-        self._under_way: list[tuple[PacketBatch, Submission]] = []
+        self.under_way: list[tuple[PacketBatch, Submission]] = []
         self._next_line: dict[int, float] = {}
 
     @property
     def sent(self) -> int:
         """Datagrams that the channel took."""
-        return self._sent + sum(submission.sent for _, submission in self._under_way)
+        return self._sent + sum(submission.sent for _, submission in self.under_way)
 
     @property
     def discarded(self) -> int:
         """Datagrams that were given up, because the pump or its sender ended."""
-        return self._discarded + sum(submission.discarded for _, submission in self._under_way)
+        return self._discarded + sum(submission.discarded for _, submission in self.under_way)
 
     @property
     def failed(self) -> Counter[int]:
         """Datagrams that the channel refused for good, by errno."""
         failed = self._failed.copy()
-        for _, submission in self._under_way:
+        for _, submission in self.under_way:
             failed.update(submission.failed)
         return failed
 
     @property
     def waiting(self) -> int:
         """Datagrams that are being sent."""
-        return sum(_waiting(batch, submission) for batch, submission in self._under_way)
+        return sum(_waiting(batch, submission) for batch, submission in self.under_way)
 
     async def send(self, batch: PacketBatch) -> None:
         """Send a batch, and all that is still under way, waiting as often as need be.
@@ -78,7 +79,7 @@ class Outlet(ABC):
           Exception: the channel's, but for datagrams that it refused. The batch is given up then.
         """
         submission = Submission()
-        self._under_way.append((batch, submission))
+        self.under_way.append((batch, submission))
         try:
             await self._send(batch, submission)
         except BaseException:
@@ -109,7 +110,7 @@ class Outlet(ABC):
 
     def _settle(self) -> None:
         """Close the account of what was under way. What was neither sent nor refused is lost."""
-        under_way, self._under_way = self._under_way, []
+        under_way, self.under_way = self.under_way, []
         for batch, submission in under_way:
             lost = _waiting(batch, submission) + submission.discarded
             self._sent += submission.sent
@@ -174,16 +175,20 @@ class SenderOutlet(Outlet):
         except (trio.WouldBlock, trio.BusyResourceError):
             return False
         except BaseException:
-            self._under_way.append((batch, submission))
+            self.under_way.append((batch, submission))
             self.give_up()
             raise
-        self._under_way.append((batch, submission))
+        if submission.submitted == submission.sent and not self.under_way:
+            self._sent += submission.sent
+            self.batches_sent += 1
+            return True
+        self.under_way.append((batch, submission))
         if self._sender.is_empty:
             self._settle()
         return True
 
     def give_up(self) -> None:
-        for _, submission in self._under_way:
+        for _, submission in self.under_way:
             self._sender._withdraw(submission)
         super().give_up()
 

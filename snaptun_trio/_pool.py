@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, final
 
 import trio
 
-from ._kernel import pick_backend
+from ._kernel import choose_backend
 from ._statistics import PoolStatistics
 from ._train import check_int
 
 if TYPE_CHECKING:
-    from ._kernel._interface import Backend, Memory
+    from ._kernel._interface import Memory, SocketIO
 
 # A train is at most 65 535 bytes with its headers, whatever the MTU; a shorter buffer makes the
 # kernel throw the rest of it away.
@@ -68,7 +68,7 @@ class PacketBufPool:
         It returns to the pool by itself when the view, and every slice of it, is gone; a sender
         that has queued a slice holds it until the packet is sent. Its content is undefined.
         """
-        return self._memory(pick_backend()).get()
+        return self._memory(choose_backend()[0]).get()
 
     def statistics(self) -> PoolStatistics:
         """A snapshot of what the pool has lent and kept."""
@@ -83,10 +83,9 @@ class PacketBufPool:
             allocated_beyond_capacity=beyond,
         )
 
-    def _memory(self, backend: Backend) -> Memory:
+    def _memory(self, io: SocketIO | type[SocketIO]) -> Memory:
         """What a backend receives into. It lends it, and takes it back by itself."""
-        memory = self._memories.get(backend.name)
+        memory = self._memories.get(io.backend)
         if memory is None:
-            memory = backend.memory(self._buffer_size, self._capacity)
-            self._memories[backend.name] = memory
+            memory = self._memories[io.backend] = io.memory(self._buffer_size, self._capacity)
         return memory

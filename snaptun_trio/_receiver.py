@@ -16,19 +16,20 @@ import trio
 from ._batch import PacketBatch, batch_of, over
 from ._brief import brief
 from ._closing import Closing
-from ._gate import Gate
-from ._kernel import _errnos, _options, _readiness, pick_backend
+from ._kernel import _errnos, socket_io
 from ._kernel._abi import MAX_BATCH_SIZE
+from ._kernel._sockets import switched_off
 from ._plain import check_plain, check_result
 from ._pool import GRO_BUFFER_SIZE, PacketBufPool
 from ._statistics import ReceiverStatistics
 from ._train import Address, PacketTrain, check_int
+from ._waiter import ReadinessWaiter
 
 if TYPE_CHECKING:
     import socket as stdlib_socket
     from collections.abc import Callable, Iterator
 
-    from ._batch import Columns
+    from ._batch import Messages
 
 # How many bytes a call is offered, more or less. Two things pull at it: a call costs 15 to 20 us of
 # Python, and what it brings should still be in the processor's second-level cache when it is sent
@@ -88,7 +89,7 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch[Address]]):
         packet_info: bool = False,
         timestamps: bool = False,
     ) -> None:
-        self._socket = _options.check_socket(socket)
+        self._io = socket_io(socket)
         check_int("batch_size", batch_size, 1, MAX_BATCH_SIZE)
         self._batch_size = batch_size
         if pool is None:
@@ -101,22 +102,21 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch[Address]]):
                 "the kernel would throw the rest of each train away"
             )
         self._pool = pool
-        _options.report(self._socket, ecn=ecn, packet_info=packet_info, timestamps=timestamps)
-        if gro and not _options.switched_off("GRO"):
-            _options.enable_gro(self._socket)
-        self._backend = pick_backend()
-        self._memory = pool._memory(self._backend)
-        self._gate = Gate(
-            self._socket,
-            trio.lowlevel.wait_readable,
-            _readiness.readable,
-            "receiving from this receiver",
-            dropped=_options.kernel_drops,
-        )
+        for flag, asked in (
+            ("ecn", ecn),
+            ("packet_info", packet_info),
+            ("timestamps", timestamps),
+        ):
+            if asked:
+                self._io.report(flag)
+        if gro and not switched_off("GRO"):
+            self._io.enable_gro()
+        self._memory = pool._memory(self._io)
+        self._waiter = ReadinessWaiter(self._io, "receiving from this receiver", reading=True)
         self._slots = min(_FIRST_SLOTS, batch_size)  # what the next call is offered
         self._filled = False  # whether the last call took all that it was offered
         self._held: PacketBatch[Address] | None = None
-        self._drops_before = _options.kernel_drops(self._socket)
+        self._drops_before = self._io.drops()
         self._drops: int | None = None
         self._calls = self._trains = self._datagrams = self._bytes = 0
         self._truncated = self._datagrams_lost = self._bytes_lost = 0
@@ -125,7 +125,7 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch[Address]]):
     @property
     def socket(self) -> trio.socket.SocketType | stdlib_socket.socket:
         """The socket that was lent."""
-        return self._socket
+        return self._io.sock
 
     @property
     def batch_size(self) -> int:
@@ -143,7 +143,7 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch[Address]]):
           trio.BusyResourceError: another task is receiving.
           OSError: the kernel reported an error that is not about an earlier datagram.
         """
-        with self._gate:
+        with self._waiter:
             await trio.lowlevel.checkpoint_if_cancelled()
             batch = self._take()
             if batch is not None:
@@ -151,7 +151,7 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch[Address]]):
                 await trio.lowlevel.cancel_shielded_checkpoint()
                 return batch
             while batch is None:
-                await self._gate.wait()
+                await self._waiter.wait()
                 batch = self._take()
             return batch
 
@@ -231,10 +231,10 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch[Address]]):
             bytes_lost_to_truncation=self._bytes_lost,
             trains_with_unknown_boundaries=self._trains_unknown,
             bytes_with_unknown_boundaries=self._bytes_unknown,
-            asynchronous_errors=MappingProxyType(dict(self._gate.asynchronous_errors)),
+            asynchronous_errors=MappingProxyType(dict(self._waiter.asynchronous_errors)),
             buffers_dropped_by_kernel=self._drops,
-            receive_buffer_size=_options.receive_buffer_size(self._socket),
-            gro=_options.gro_enabled(self._socket),
+            receive_buffer_size=self._io.receive_buffer_size,
+            gro=self._io.gro,
         )
 
     @trio.lowlevel.enable_ki_protection
@@ -243,57 +243,55 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch[Address]]):
 
         A task that waits in `receive` gets `trio.ClosedResourceError`. Closing again does nothing.
         """
-        if not self._gate.closed:
+        if not self._waiter.closed:
             self._count_drops()  # the socket may be closed next
-            self._gate.close()
+            self._waiter.close()
 
     def _count_drops(self) -> None:
         """Ask the kernel what it dropped, as long as there is a socket to ask about."""
-        if self._socket.fileno() >= 0 and self._drops_before is not None:
-            drops = _options.kernel_drops(self._socket)
+        if not self._io.closed and self._drops_before is not None:
+            drops = self._io.drops()
             if drops is not None:
                 self._drops = (drops - self._drops_before) & 0xFFFFFFFF  # it counts in 32 bits
 
     def _take(self) -> PacketBatch[Address] | None:
         """What a handler left over, or what one system call brings; `None` where nothing is."""
-        self._gate.check_open()
+        self._waiter.check_open()
         if self._held is not None:
             batch, self._held = self._held, None
             return batch
         for errors in range(_MOST_ERRORS):
             try:
-                columns = self._backend.receive(
-                    self._socket, self._memory, self._slots, self._batch_size
-                )
+                messages = self._io.receive(self._memory, self._slots, self._batch_size)
             except OSError as error:
-                if error.errno in _errnos.GONE:
+                if error.errno in _errnos.CLOSED_ERRNOS:
                     raise trio.ClosedResourceError("the socket was closed") from None
                 if error.errno not in _errnos.ASYNCHRONOUS:
                     raise
-                self._gate.asynchronous_errors[error.errno or 0] += 1
+                self._waiter.asynchronous_errors[error.errno or 0] += 1
                 continue
-            if columns is None:
+            if messages is None:
                 if errors:
-                    self._gate.progress()  # they are what there was, and they are taken in
+                    self._waiter.fruitless = 0  # they are what there was, and they are taken in
                 return None
-            self._account(columns)
-            if columns.count:
-                return batch_of(columns)
+            self._account(messages)
+            if messages.count:
+                return batch_of(messages)
         return None
 
-    def _account(self, columns: Columns) -> None:
-        nbytes = columns.nbytes
-        self._filled = columns.count == self._slots
-        self._gate.progress()
+    def _account(self, messages: Messages) -> None:
+        nbytes = messages.nbytes
+        self._filled = messages.count == self._slots
+        self._waiter.fruitless = 0
         self._calls += 1
-        self._trains += columns.count
-        self._datagrams += columns.datagrams
+        self._trains += messages.count
+        self._datagrams += messages.datagrams
         self._bytes += nbytes
         if nbytes:
             # As many slots as brought about so many bytes.
-            fitting = _BYTES_A_CALL * columns.count // nbytes
+            fitting = _BYTES_A_CALL * messages.count // nbytes
             self._slots = max(_FEWEST_SLOTS, min(fitting, self._batch_size))
-        losses = columns.losses
+        losses = messages.losses
         if losses is not None:
             self._truncated += losses.truncated
             self._datagrams_lost += losses.datagrams
@@ -301,7 +299,7 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch[Address]]):
             self._trains_unknown += losses.trains_unknown
             self._bytes_unknown += losses.bytes_unknown
             if losses.error is not None:
-                self._gate.asynchronous_errors[losses.error.errno or 0] += 1
+                self._waiter.asynchronous_errors[losses.error.errno or 0] += 1
 
 
 @trio.lowlevel.disable_ki_protection

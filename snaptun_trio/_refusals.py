@@ -12,7 +12,7 @@
 # message came back) or a passing fault is reported once, and the same message goes through.
 #
 # - EIO for a train is the kernel's one word for "I cannot segment here".
-# - EINVAL for a train is GSO's fault if the first datagram then goes alone, and the target's if it
+# - EINVAL for a train is GSO's fault if the first datagram then goes alone, and the address's if it
 #   does not (port 0, a blackhole route).
 # - EMSGSIZE for a train is about its segment size; the shorter datagram at its end may still fit.
 # - ENOBUFS fails like the rest: the socket is writable all the while, so to wait would be to spin.
@@ -72,7 +72,7 @@ def judge(errors: Sequence[int], *, segmented: bool, storm: bool) -> Verdict:
       storm: whether ICMP messages of strangers may have caused the last error.
     """
     last = errors[-1]
-    if last in _errnos.GONE:
+    if last in _errnos.CLOSED_ERRNOS:
         return Verdict.CLOSED
     if len(errors) < (TRIES_IN_A_STORM if storm else TRIES):
         return Verdict.RETRY

@@ -1,35 +1,35 @@
 # UdpBatchSender: what a program sends with. The queue's door, and the waiting.
 #
-# What waits is in `_queue`, what a refusal of the kernel means in `_flush`, how columns become
-# system calls in the backend. This file checks what comes in before any of it is queued, waits for
-# the socket, and reports. It must not know the receiver.
+# What waits is in `_send_queue`, what a refusal of the kernel means in `_flush`, how a batch turns
+# into system calls in `_kernel`. This file checks what comes in before any of it is queued, waits
+# for the socket, and reports. It must not know the receiver.
 
 from __future__ import annotations
 
-from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, final
 
 import trio
 
-from ._batch import KEEP, PacketBatch, TrainColumns, columns_of
+from ._batch import PER_TRAIN_ADDRESS, PacketBatch, TrainMessages, messages_of
 from ._brief import brief
 from ._closing import Closing
 from ._coalesce import MAX_PAYLOAD_IPV4, MAX_PAYLOAD_IPV6
 from ._errors import PacketTooLargeError, QueueFullError, SendBatchError
-from ._flush import Flush, Turn
-from ._gate import Gate
-from ._kernel import _options, _readiness, pick_backend
+from ._flush import Flush, FlushStatus
+from ._kernel import socket_io
 from ._kernel._abi import MAX_BATCH_SIZE
-from ._queue import SendQueue, Submission
+from ._kernel._sockets import switched_off
+from ._send_queue import SendQueue, Submission
 from ._statistics import SenderStatistics
 from ._train import PacketTrain, check_int, flat_view
+from ._waiter import ReadinessWaiter
 
 if TYPE_CHECKING:
     import socket as stdlib_socket
 
     from ._errors import SendFailure
-    from ._queue import PendingSend
+    from ._send_queue import PendingSend
     from ._train import Address, Packet
 
 
@@ -68,31 +68,21 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
         max_packet_size: int = MAX_PAYLOAD_IPV4,
         gso: bool = True,
     ) -> None:
-        self._socket = _options.check_socket(socket)
+        self._io = socket_io(socket)
         check_int("batch_size", batch_size, 1, MAX_BATCH_SIZE)
         self._batch_size = batch_size
         check_int("max_packet_size", max_packet_size, 1, MAX_PAYLOAD_IPV6)
         self._max_packet_size = max_packet_size
-        _options.check_bound(self._socket)
-        self._family = int(self._socket.family)
-        offload = _options.gso_available(self._socket) and gso and not _options.switched_off("GSO")
-        _options.forbid_fragmentation(self._socket)
-        self._gate = Gate(
-            self._socket,
-            trio.lowlevel.wait_writable,
-            _readiness.writable,
-            "sending with this sender",
-        )
-        backend = pick_backend()
-        peer = partial(_options.peer_of, self._socket)
-        self._queue = SendQueue(backend, self._family, peer)
-        self._flush = Flush(self._socket, backend, self._queue, self._gate, offload)
+        self._io.prepare_for_sending(gso=gso and not switched_off("GSO"))
+        self._waiter = ReadinessWaiter(self._io, "sending with this sender", reading=False)
+        self._queue = SendQueue(self._io)
+        self._flush = Flush(self._io, self._queue, self._waiter)
         self._discarded = 0
 
     @property
     def socket(self) -> trio.socket.SocketType | stdlib_socket.socket:
         """The socket that was lent."""
-        return self._socket
+        return self._io.sock
 
     @property
     def batch_size(self) -> int:
@@ -107,7 +97,7 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
     @property
     def gso(self) -> bool:
         """Whether the kernel cuts the trains."""
-        return self._flush.gso
+        return self._io.gso
 
     @property
     def is_empty(self) -> bool:
@@ -121,12 +111,12 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
 
     # -- the queue
 
-    def try_queue_packet(self, packet: Packet, target: Address | None) -> None:
+    def try_queue_packet(self, packet: Packet, address: Address | None) -> None:
         """Queue one packet; nothing is sent before a flush. Neither waits nor copies.
 
         Args:
           packet: any bytes-like object. If it can change, it must not before it is sent.
-          target: a numeric address, or `None` for the connected peer.
+          address: a numeric address, or `None` for the connected peer.
 
         Raises:
           QueueFullError: the queue is full. Nothing was queued.
@@ -138,10 +128,10 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
         payload = packet if isinstance(packet, bytes) else flat_view(packet).toreadonly()
         length = len(payload)
         if length > self._max_packet_size:
-            raise PacketTooLargeError(packet, target, length, self._max_packet_size)
+            raise PacketTooLargeError(packet, address, length, self._max_packet_size)
         if self._queue.datagrams >= self._batch_size:
-            raise QueueFullError(packet, target, self._batch_size)
-        self._queue.put(payload, target, 1)
+            raise QueueFullError(packet, address, self._batch_size)
+        self._queue.put(payload, address, 1)
 
     def try_queue_train(self, train: PacketTrain) -> None:
         """Queue a whole train, to be sent as one where the kernel allows. Neither waits nor copies.
@@ -165,7 +155,7 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
             raise QueueFullError(train.data, train.address, self._batch_size)
         if train.local_address is not None:
             # What cannot be said to the kernel must not get into the queue: it would stay there.
-            self._queue.lay_out(TrainColumns.of((train,)), KEEP)
+            self._queue.prepare(TrainMessages.of_trains((train,)), PER_TRAIN_ADDRESS)
         self._queue.put(train, train.address, datagrams)
 
     # -- sending
@@ -181,9 +171,10 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
           trio.ClosedResourceError: the sender or the socket is closed.
           OSError: the kernel reported an error of the socket as a whole.
         """
-        turn = self._flush.all_now()
+        self._waiter.check_open()
+        status = self._flush.all_now()
         self._raise_failures()
-        if turn is not Turn.DONE:
+        if status is not FlushStatus.DONE:
             raise trio.WouldBlock
 
     @trio.lowlevel.enable_ki_protection
@@ -199,7 +190,7 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
           trio.ClosedResourceError: the sender or the socket is closed, before or during it.
           OSError: see `try_flush_best_effort`.
         """
-        with self._gate:
+        with self._waiter:
             await trio.lowlevel.checkpoint_if_cancelled()
             await self._send_all()
         self._raise_failures()
@@ -229,11 +220,11 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
         """`send`, for the pump: what became of the batch is in ``submission``, nothing is raised of
         it."""
         pending = self._accept(value)
-        with self._gate:
+        with self._waiter:
             await trio.lowlevel.checkpoint_if_cancelled()
             if self._queue.datagrams:
                 await self._send_queued()
-            self._queue.put_pending(pending, submission)
+            self._queue.add(pending, submission)
             await self._send_all()
 
     @trio.lowlevel.enable_ki_protection
@@ -254,15 +245,15 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
     def _send_nowait(self, value: PacketBatch, submission: Submission) -> None:
         """`send_nowait`, for the pump; see `_send`."""
         pending = self._accept(value)
-        with self._gate:
-            if self._queue.datagrams and self._flush.all_now() is not Turn.DONE:
-                raise trio.WouldBlock
-            self._queue.put_pending(pending, submission)
-            turn = self._flush.all_now()
-        if turn is Turn.BLOCKED and not (pending.train or pending.offset):
+        self._waiter.check_free()
+        if self._queue.datagrams and self._flush.all_now() is not FlushStatus.DONE:
+            raise trio.WouldBlock
+        self._queue.add(pending, submission)
+        status = self._flush.all_now()
+        if status is FlushStatus.BLOCKED and pending.place == (0, 0):
             self._queue.take_back(pending)
             # It is not told twice, and nobody else will ever know of it.
-            self._gate.asynchronous_errors.update(pending.errors)
+            self._waiter.asynchronous_errors.update(pending.errors)
             raise trio.WouldBlock
 
     def statistics(self) -> SenderStatistics:
@@ -277,10 +268,10 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
             datagrams_discarded=self._discarded,
             failures=MappingProxyType(dict(self._flush.failed)),
             datagrams_queued=self._queue.datagrams,
-            asynchronous_errors=MappingProxyType(dict(self._gate.asynchronous_errors)),
+            asynchronous_errors=MappingProxyType(dict(self._waiter.asynchronous_errors)),
             gso_fallbacks=self._flush.gso_fallbacks,
-            send_buffer_size=_options.send_buffer_size(self._socket),
-            gso=self._flush.gso,
+            send_buffer_size=self._io.send_buffer_size,
+            gso=self._io.gso,
         )
 
     def close(self) -> None:
@@ -289,20 +280,20 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
         What is queued is discarded, and counted. A task that waits in `flush` or `send` gets
         `trio.ClosedResourceError`. Closing again does nothing.
         """
-        self._gate.close()
+        self._waiter.close()
         self._discarded += self._queue.clear()
 
     # -- how
 
     def _check_open(self) -> None:
-        if self._gate.closed:
+        if self._waiter.closed:
             raise trio.ClosedResourceError("the sender is closed")
 
     def _accept(self, batch: PacketBatch) -> PendingSend:
         if not isinstance(batch, PacketBatch):
             raise TypeError(f"a PacketBatch is needed, not {brief(batch)}")
-        self._gate.check_open()
-        return self._queue.lay_out(*columns_of(batch))
+        self._waiter.check_open()
+        return self._queue.prepare(*messages_of(batch))
 
     async def _send_all(self) -> None:
         """Send until nothing is left. A checkpoint, always."""
@@ -318,12 +309,14 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
         Returns whether other tasks could run meanwhile.
         """
         yielded = False
-        while (turn := self._flush.turn()) is not Turn.DONE:
+        self._waiter.check_open()
+        while (status := self._flush.turn()) is not FlushStatus.DONE:
             yielded = True
-            if turn is Turn.BLOCKED:
-                await self._gate.wait()
+            if status is FlushStatus.BLOCKED:
+                await self._waiter.wait()
             else:
                 await trio.lowlevel.checkpoint()
+                self._waiter.check_open()
         return yielded  # noqa: ASYNC910
 
     def _withdraw(self, submission: Submission) -> None:

@@ -123,6 +123,6 @@ def pair(backend: str, udp: ends.MakeSocket) -> Iterator[ends.Pair]:
 
 
 @pytest.fixture
-def kernel(monkeypatch: pytest.MonkeyPatch) -> scripted.ScriptedBackend:
+def kernel(monkeypatch: pytest.MonkeyPatch) -> scripted.ScriptedKernel:
     """A scripted kernel for whatever is made from here on: nothing comes, and all sends go."""
     return scripted.install(monkeypatch)

@@ -1,8 +1,8 @@
-# A kernel that does as it is told: a backend whose every answer is written down beforehand.
+# A kernel that does as it is told: a `SocketIO` whose every answer is written down beforehand.
 #
-# It stands where `pick_backend` is asked for one. Columns are cut into messages by the package's
-# own `pieces`, as the portable backend does it; everything else here is a list. Waiting for the
-# socket is scripted as well, because the real one below is always ready.
+# Batches are cut into messages by the package's own `_pieces`, as the portable backend does it;
+# everything else here is a list. Waiting for the socket is scripted as well, because the real one
+# below is always ready.
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import errno
 import os
 import sys
 from collections import deque
-from itertools import islice
 from typing import TYPE_CHECKING
 
 import trio
 
-from snaptun_trio import _receiver, _sender
-from snaptun_trio._batch import TrainColumns
+from snaptun_trio import _kernel
+from snaptun_trio._batch import PER_TRAIN_ADDRESS, TrainMessages
 from snaptun_trio._kernel import _portable
-from snaptun_trio._kernel._pieces import OutgoingMessage, outgoing_messages
+from snaptun_trio._kernel._interface import SocketIO
+from snaptun_trio._kernel._pieces import OutgoingMessage, check, gathered, outgoing_messages
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     import pytest
 
     from snaptun_trio import Address, PacketTrain
-    from snaptun_trio._batch import Columns, Losses, Target
-    from snaptun_trio._kernel._interface import Laid, Socket
+    from snaptun_trio._batch import Messages, ReceiveLosses, Recipient
 
 
 def error_of(number: int) -> OSError:
@@ -36,9 +35,7 @@ def error_of(number: int) -> OSError:
 
 
 class ScriptedWaits:
-    """Stands for `trio.lowlevel.wait_readable` and `wait_writable`.
-
-    A wait lasts until `wake`. No wait may begin with a closed socket.
+    """The waits for a scripted socket. One lasts until `wake`; none may begin with a closed one.
 
     Attributes:
       waiting: how many tasks wait now.
@@ -53,8 +50,8 @@ class ScriptedWaits:
         self.always_writable = False
         self._woken = trio.Event()
 
-    async def wait(self, sock: Socket) -> None:
-        assert sock.fileno() >= 0, "a wait for a closed socket"
+    async def wait(self, io: SocketIO) -> None:
+        assert not io.closed, "a wait for a closed socket"
         self.begun += 1
         self.waiting += 1
         try:
@@ -65,11 +62,11 @@ class ScriptedWaits:
         finally:
             self.waiting -= 1
 
-    async def wait_writable(self, sock: Socket) -> None:
+    async def wait_writable(self, io: SocketIO) -> None:
         if self.always_writable:
             await trio.lowlevel.checkpoint()
         else:
-            await self.wait(sock)
+            await self.wait(io)
 
     def wake(self) -> None:
         """End the waits of all tasks that wait now."""
@@ -77,7 +74,7 @@ class ScriptedWaits:
         self._woken = trio.Event()
 
 
-class ScriptedBackend:
+class ScriptedKernel:
     """Answers each send call with the next step of ``sends``, each receive call with ``receives``.
 
     A step of ``sends`` is a number, the messages that the call takes at most, or an errno as a
@@ -90,48 +87,21 @@ class ScriptedBackend:
       sent: every datagram that was taken, with its address.
       calls: for each send call, whether it was to segment, and the bytes of its first message.
       singles: how many times a single datagram was tried to see whether GSO is at fault.
-      prepared: how many times messages were laid out.
+      laid_out: how many times messages were laid out.
       losses: what the receive calls say did not come in.
       waits: who waits for the socket.
+      ready: what is said of a socket's readiness; `None` asks the real one.
     """
-
-    name = "scripted"
 
     def __init__(self) -> None:
         self.sends: deque[int | Callable[[OutgoingMessage], int]] = deque()
         self.receives: deque[list[PacketTrain] | int] = deque()
-        self.losses: Losses | None = None
+        self.losses: ReceiveLosses | None = None
         self.sent: list[tuple[bytes, Address | None]] = []
         self.calls: list[tuple[bool, int]] = []
-        self.singles = self.prepared = 0
+        self.singles = self.laid_out = 0
         self.waits = ScriptedWaits()
-
-    def memory(self, buffer_size: int, capacity: int) -> _portable.Scratch:
-        return _portable.Scratch(buffer_size)
-
-    def receive(
-        self, sock: Socket, memory: object, offered: int, slots: int
-    ) -> TrainColumns | None:
-        step = self.receives.popleft() if self.receives else None
-        if step is None or step == -errno.EAGAIN:
-            return None
-        if isinstance(step, int):
-            raise error_of(-step)
-        return TrainColumns.of(tuple(step), self.losses)
-
-    def lay_out(self, columns: Columns, target: Target, family: int) -> Laid:
-        return _portable.PortableBackend().lay_out(columns, target, family)
-
-    def prepare(
-        self, sock: Socket, laid: Laid, train: int, offset: int, *, gso: bool, single: bool
-    ) -> ScriptedTransmission:
-        family = int(sock.family)
-        found = outgoing_messages(
-            laid.columns, laid.name, train, offset, family, gso and not single
-        )
-        messages = list(islice(found, 1)) if single else list(found)
-        self.prepared += not single
-        return ScriptedTransmission(self, messages, (train, offset), gso, single=single)
+        self.ready: bool | None = None
 
     @property
     def payloads(self) -> list[bytes]:
@@ -139,28 +109,58 @@ class ScriptedBackend:
         return [payload for payload, _ in self.sent]
 
 
-class ScriptedTransmission:
-    """What one turn of sending hands to a scripted kernel."""
+class ScriptedIO(SocketIO):
+    """A socket of a scripted kernel."""
 
-    def __init__(
-        self,
-        backend: ScriptedBackend,
-        messages: list[OutgoingMessage],
-        start: tuple[int, int],
-        gso: bool,
-        *,
-        single: bool,
-    ) -> None:
-        self._backend = backend
-        self._left = messages
-        self.train, self.offset = start
-        self.messages = self.datagrams = self.nbytes = 0
-        self._gso = gso
-        self._single = single
+    backend = "scripted"
+    kernel: ScriptedKernel
+
+    @staticmethod
+    def memory(buffer_size: int, capacity: int) -> _portable.Scratch:
+        return _portable.Scratch(buffer_size)
+
+    def receive(self, memory: object, offered: int, slots: int) -> TrainMessages | None:
+        receives = self.kernel.receives
+        step = receives.popleft() if receives else None
+        if step is None or step == -errno.EAGAIN:
+            return None
+        if isinstance(step, int):
+            raise error_of(-step)
+        return TrainMessages.of_trains(tuple(step), self.kernel.losses)
+
+    def outgoing(self, messages: Messages, address: Recipient) -> ScriptedOutgoing:
+        made = TrainMessages.of(messages)
+        check(made, address, self.family)
+        if address is PER_TRAIN_ADDRESS:
+            made = gathered(made, self.family)
+        return ScriptedOutgoing(self, made, address)
+
+    async def wait_readable(self) -> None:
+        await self.kernel.waits.wait(self)
+
+    async def wait_writable(self) -> None:
+        await self.kernel.waits.wait_writable(self)
+
+    def is_ready(self, *, reading: bool) -> bool:
+        ready = self.kernel.ready
+        return super().is_ready(reading=reading) if ready is None else ready
+
+
+class ScriptedOutgoing:
+    """A batch on its way to a scripted kernel. All of it is laid out, and stays so."""
+
+    def __init__(self, io: ScriptedIO, content: TrainMessages, recipient: Recipient) -> None:
+        self._io = io
+        self.content = content
+        self._recipient = recipient
+        self._how = (False, False)
+        self._left: list[OutgoingMessage] = []
+        self.train = self.offset = 0
+        self.messages = self.datagrams = self.nbytes = self.work = 0
 
     @property
     def more(self) -> bool:
-        return bool(self._left)
+        return self.train < self.content.count
 
     @property
     def end_train(self) -> int:
@@ -174,32 +174,42 @@ class ScriptedTransmission:
     def segmented(self) -> bool:
         return self._left[0].datagrams > 1
 
-    def send(self, fd: int, most: int) -> int:
-        self.messages = self.datagrams = self.nbytes = 0
-        backend, first = self._backend, self._left[0]
-        backend.calls.append((self._gso and not self._single, first.nbytes))
-        backend.singles += self._single
-        step = backend.sends.popleft() if backend.sends else len(self._left)
+    def send(self, fd: int, budget: int, gso: bool, single: bool) -> int:
+        kernel = self._io.kernel
+        self.work = 0
+        if not self._left or self._how != (gso, single):
+            self._how = gso, single
+            place, family = (self.train, self.offset), self._io.family
+            found = outgoing_messages(
+                self.content, self._recipient, place, family, gso and not single
+            )
+            self._left = [next(found)] if single else list(found)
+            kernel.laid_out += not single
+        first = self._left[0]
+        kernel.calls.append((gso and not single, first.nbytes))
+        kernel.singles += single
+        step = kernel.sends.popleft() if kernel.sends else len(self._left)
         if callable(step):
             step = step(first)
         if step < 0:
             return -step
-        for message in self._left[: min(step, most)]:
+        while step and self._left and self.work < budget:
+            step -= 1
+            message = self._left[0]
             data = message.payload
             size = _segment_size(message) or len(data) or 1
             cuts = range(0, len(data) or 1, size)
-            backend.sent += [(data[at : at + size], message.address) for at in cuts]
+            kernel.sent += [(data[at : at + size], message.address) for at in cuts]
+            self.skip(*message.end)
             self.messages += 1
             self.datagrams += message.datagrams
             self.nbytes += message.nbytes
-            self.skip()
+            self.work += 1 + (message.nbytes >> 14)
         return 0
 
-    def skip(self) -> None:
-        self.train, self.offset = self._left.pop(0).end
-
-    def close(self) -> None:
-        self._left = []
+    def skip(self, train: int, offset: int) -> None:
+        self._left = self._left[1:] if self._left[0].end == (train, offset) else []
+        self.train, self.offset = train, offset
 
 
 def _segment_size(message: OutgoingMessage) -> int:
@@ -207,17 +217,12 @@ def _segment_size(message: OutgoingMessage) -> int:
     return int.from_bytes(asked[0], sys.byteorder) if asked else 0
 
 
-def install_backend(monkeypatch: pytest.MonkeyPatch) -> ScriptedBackend:
-    """Give every sender and receiver that is made from here on a scripted backend."""
-    backend = ScriptedBackend()
-    for module in (_sender, _receiver):
-        monkeypatch.setattr(module, "pick_backend", lambda: backend)
-    return backend
+def install(monkeypatch: pytest.MonkeyPatch) -> ScriptedKernel:
+    """Every sender and receiver that is made from here on is on a scripted kernel."""
+    scripted = ScriptedKernel()
 
+    class OnThisKernel(ScriptedIO):
+        kernel = scripted
 
-def install(monkeypatch: pytest.MonkeyPatch) -> ScriptedBackend:
-    """The same, and script the waits for the socket as well."""
-    backend = install_backend(monkeypatch)
-    monkeypatch.setattr(trio.lowlevel, "wait_readable", backend.waits.wait)
-    monkeypatch.setattr(trio.lowlevel, "wait_writable", backend.waits.wait_writable)
-    return backend
+    monkeypatch.setattr(_kernel, "choose_backend", lambda: (OnThisKernel, "a test says so"))
+    return scripted

@@ -1,4 +1,4 @@
-# PacketBatch of trains that a program made. Received batches are in test_receiver and test_columns.
+# PacketBatch of trains that a program made. Received ones are in test_received_batches.
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ import trio
 import trio.testing
 
 from snaptun_trio import Address, PacketBatch, PacketTrain, UdpBatchReceiver, UdpBatchSender
+from snaptun_trio._kernel._interface import SocketIO
 
 from . import ends, scripted
 
@@ -24,12 +25,12 @@ EMPTY = PacketBatch([])
 
 
 @pytest.fixture
-def receiver(kernel: scripted.ScriptedBackend, udp: ends.MakeSocket) -> UdpBatchReceiver:
+def receiver(kernel: scripted.ScriptedKernel, udp: ends.MakeSocket) -> UdpBatchReceiver:
     return UdpBatchReceiver(udp())
 
 
 @pytest.fixture
-def sender(kernel: scripted.ScriptedBackend, udp: ends.MakeSocket) -> UdpBatchSender:
+def sender(kernel: scripted.ScriptedKernel, udp: ends.MakeSocket) -> UdpBatchSender:
     return UdpBatchSender(udp())
 
 
@@ -113,9 +114,9 @@ async def test_closing_a_trio_socket_or_its_receiver_wakes_the_task_that_waits(
 async def test_closing_wakes_the_task_that_waits_to_send(
     monkeypatch: pytest.MonkeyPatch, udp: ends.MakeSocket, what: str, call: str
 ) -> None:
-    kernel = scripted.install_backend(monkeypatch)
+    kernel = scripted.install(monkeypatch)
     # A real wait that lasts: this socket is always ready for writing, and never for reading.
-    monkeypatch.setattr(trio.lowlevel, "wait_writable", trio.lowlevel.wait_readable)
+    monkeypatch.setattr(scripted.ScriptedIO, "wait_writable", SocketIO.wait_readable)
     sender = UdpBatchSender(udp())
     kernel.sends.append(-errno.EAGAIN)
 
@@ -133,7 +134,7 @@ async def test_closing_wakes_the_task_that_waits_to_send(
 @pytest.mark.parametrize("what", ["end", "socket"])
 async def test_closed_at_the_moment_of_waking_is_closed(
     receiver: UdpBatchReceiver,
-    kernel: scripted.ScriptedBackend,
+    kernel: scripted.ScriptedKernel,
     what: str,
 ) -> None:
     """The wait is over and was a success, but before the task runs somebody closes."""
@@ -153,7 +154,7 @@ async def test_closed_at_the_moment_of_waking_is_closed(
 
 @pytest.mark.core
 async def test_a_closed_socket_is_never_waited_for(
-    receiver: UdpBatchReceiver, sender: UdpBatchSender, kernel: scripted.ScriptedBackend
+    receiver: UdpBatchReceiver, sender: UdpBatchSender, kernel: scripted.ScriptedKernel
 ) -> None:
     sender.try_queue_packet(b"x", HERE)
     receiver.socket.close()
@@ -171,13 +172,13 @@ async def test_a_closed_socket_is_never_waited_for(
 
 async def test_a_socket_that_closes_under_the_system_call_is_never_waited_for(
     receiver: UdpBatchReceiver,
-    kernel: scripted.ScriptedBackend,
+    kernel: scripted.ScriptedKernel,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def close_and_find_nothing(*arguments: object) -> None:
         receiver.socket.close()
 
-    monkeypatch.setattr(kernel, "receive", close_and_find_nothing)
+    monkeypatch.setattr(scripted.ScriptedIO, "receive", close_and_find_nothing)
     with pytest.raises(trio.ClosedResourceError):
         await receiver.receive()
     assert kernel.waits.begun == 0

@@ -106,13 +106,13 @@ def rest_of(receiver: UdpBatchReceiver) -> list[bytes]:
 
 
 @pytest.fixture
-def receiver(kernel: scripted.ScriptedBackend, udp: ends.MakeSocket) -> UdpBatchReceiver:
+def receiver(kernel: scripted.ScriptedKernel, udp: ends.MakeSocket) -> UdpBatchReceiver:
     kernel.waits.always_ready = True
     return UdpBatchReceiver(udp())
 
 
 def test_f54_control_c_anywhere_in_recv_batch_loses_no_datagram(
-    receiver: UdpBatchReceiver, kernel: scripted.ScriptedBackend
+    receiver: UdpBatchReceiver, kernel: scripted.ScriptedKernel
 ) -> None:
     returned: list[bytes] = []
 
@@ -138,7 +138,7 @@ def test_f54_control_c_anywhere_in_recv_batch_loses_no_datagram(
 
 @pytest.mark.parametrize("queued_late", [False, True])
 def test_f54_control_c_anywhere_in_a_loop_over_the_receiver_loses_no_datagram(
-    receiver: UdpBatchReceiver, kernel: scripted.ScriptedBackend, queued_late: bool
+    receiver: UdpBatchReceiver, kernel: scripted.ScriptedKernel, queued_late: bool
 ) -> None:
     seen: list[bytes] = []
 
@@ -156,7 +156,7 @@ def test_f54_control_c_anywhere_in_a_loop_over_the_receiver_loses_no_datagram(
 
 
 def test_f54_control_c_anywhere_in_receive_nowait_loses_no_datagram(
-    receiver: UdpBatchReceiver, kernel: scripted.ScriptedBackend
+    receiver: UdpBatchReceiver, kernel: scripted.ScriptedKernel
 ) -> None:
     seen: list[bytes] = []
 
@@ -190,7 +190,7 @@ def test_f54_control_c_anywhere_in_getting_a_buffer_leaves_nothing_lent() -> Non
 
 
 def test_f54_control_c_anywhere_in_closing_a_receiver_still_closes_it(
-    kernel: scripted.ScriptedBackend, udp: ends.MakeSocket
+    kernel: scripted.ScriptedKernel, udp: ends.MakeSocket
 ) -> None:
     for interrupter in interrupters():
         receiver = UdpBatchReceiver(udp())

@@ -157,7 +157,7 @@ def test_after_a_refusal_the_calls_become_long_again(
 
 @pytest.mark.parametrize("errors", [1, 3])
 def test_errors_that_a_batch_meets_before_it_is_turned_away_are_counted(
-    kernel: scripted.ScriptedBackend, udp: ends.MakeSocket, errors: int
+    kernel: scripted.ScriptedKernel, udp: ends.MakeSocket, errors: int
 ) -> None:
     """The kernel tells of each once, and the batch that it was told at is gone."""
     sender = UdpBatchSender(udp())

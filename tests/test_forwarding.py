@@ -60,7 +60,7 @@ def make_pump(udp: ends.MakeSocket, *, batch_size: int = 1, capacity: int = 2) -
     )
 
 
-async def run_until_idle(pump: BatchPump, kernel: scripted.ScriptedBackend) -> None:
+async def run_until_idle(pump: BatchPump, kernel: scripted.ScriptedKernel) -> None:
     """Run a pump until everything that was scripted has come through it."""
     kernel.waits.always_writable = True
     async with trio.open_nursery() as nursery:
@@ -74,7 +74,7 @@ async def run_until_idle(pump: BatchPump, kernel: scripted.ScriptedBackend) -> N
 
 @pytest.mark.parametrize("batch_size", [1, 64])
 async def test_batch_after_batch_is_forwarded(
-    kernel: scripted.ScriptedBackend, udp: ends.MakeSocket, batch_size: int
+    kernel: scripted.ScriptedKernel, udp: ends.MakeSocket, batch_size: int
 ) -> None:
     calls = arrivals(50)
     kernel.receives += calls
@@ -108,7 +108,7 @@ def test_a_socket_that_is_full_now_and_then_changes_no_order_and_loses_nothing(
 
 
 async def test_refusals_are_counted_on_the_shorter_way_as_well(
-    kernel: scripted.ScriptedBackend, udp: ends.MakeSocket
+    kernel: scripted.ScriptedKernel, udp: ends.MakeSocket
 ) -> None:
     def refuse(first: OutgoingMessage) -> int:
         data = first.payload
@@ -132,7 +132,7 @@ async def test_refusals_are_counted_on_the_shorter_way_as_well(
 
 @pytest.mark.parametrize("how", ["close", "cancel"])
 async def test_what_is_under_way_when_the_pump_ends_is_accounted_for(
-    kernel: scripted.ScriptedBackend, udp: ends.MakeSocket, how: str
+    kernel: scripted.ScriptedKernel, udp: ends.MakeSocket, how: str
 ) -> None:
     kernel.receives += arrivals(10)
     kernel.sends += [1] + [-errno.EAGAIN] * 20
@@ -153,7 +153,7 @@ async def test_what_is_under_way_when_the_pump_ends_is_accounted_for(
 
 @pytest.mark.parametrize("end", ["receiver", "sender"])
 async def test_an_end_that_is_closed_between_two_batches_is_noticed(
-    kernel: scripted.ScriptedBackend, udp: ends.MakeSocket, end: str
+    kernel: scripted.ScriptedKernel, udp: ends.MakeSocket, end: str
 ) -> None:
     receiver, sender = UdpBatchReceiver(udp(), batch_size=1), UdpBatchSender(udp())
     seen: list[PacketBatch] = []
@@ -179,7 +179,7 @@ async def test_an_end_that_is_closed_between_two_batches_is_noticed(
 
 
 async def test_an_error_of_the_handler_on_the_shorter_way_ends_the_pump(
-    kernel: scripted.ScriptedBackend, udp: ends.MakeSocket
+    kernel: scripted.ScriptedKernel, udp: ends.MakeSocket
 ) -> None:
     seen: list[PacketBatch] = []
 
@@ -199,17 +199,18 @@ async def test_an_error_of_the_handler_on_the_shorter_way_ends_the_pump(
 
 
 async def test_other_tasks_run_while_batches_keep_coming(
-    kernel: scripted.ScriptedBackend, udp: ends.MakeSocket
+    kernel: scripted.ScriptedKernel, udp: ends.MakeSocket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stream without end is cut into turns: the pump never keeps the run loop to itself."""
     endless = PacketTrain(b"x", 1, PEER)
     turns = 0
 
-    def keep_coming(*arguments: object) -> object:
+    def keep_coming(io: scripted.ScriptedIO, *arguments: int) -> object:
         kernel.receives.append([endless])
-        return real(*arguments)  # type: ignore[arg-type]
+        return real(io, *arguments)
 
-    real, kernel.receive = kernel.receive, keep_coming  # type: ignore[method-assign,assignment]
+    real = scripted.ScriptedIO.receive
+    monkeypatch.setattr(scripted.ScriptedIO, "receive", keep_coming)
     pump = make_pump(udp)
     with trio.fail_after(ends.PATIENCE):
         async with trio.open_nursery() as nursery:

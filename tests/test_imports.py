@@ -134,7 +134,7 @@ def test_the_pump_is_known_only_to_what_opens_one_and_knows_no_kernel() -> None:
 
 def test_the_pool_knows_no_socket() -> None:
     known = imported_by("_pool")
-    assert not known & {"_kernel._options", "_kernel._linux", "_kernel._portable", "_gate"}
+    assert not known & {"_kernel._sockets", "_kernel._linux", "_kernel._portable", "_waiter"}
 
 
 def test_only_the_backend_for_linux_knows_the_compiled_part() -> None:

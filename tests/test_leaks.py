@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from snaptun_trio import PacketBatch, PacketTrain
-from snaptun_trio._batch import KEEP, TrainColumns, columns_of
-from snaptun_trio._kernel import pick_backend
+from snaptun_trio._batch import PER_TRAIN_ADDRESS, TrainMessages, messages_of
+from snaptun_trio._kernel import choose_backend, socket_io
 
 from . import ends, system_calls
 
@@ -47,7 +47,7 @@ class Scene:
     def __init__(self, sock: socket.socket, out: socket.socket) -> None:
         from snaptun_trio._kernel import _rows
 
-        pick_backend()  # which tells the compiled part how addresses and trains are made
+        choose_backend()  # which tells the compiled part how addresses and trains are made
         self.rows = _rows
         self.sock, self.out = sock, out
         self.here = sock.getsockname()
@@ -83,7 +83,8 @@ class Scene:
                 pytest.fail("it was to be refused")
         rows.packets()
         rows.trains()
-        rows.gathered().packets()
+        outgoing = self.rows.outgoing(rows, True, int(self.sock.family))
+        outgoing.content.packets()
         assert (rows.count, rows.losses) == (len(rows.trains()), None)
         assert rows.plain in (True, False)
         assert rows.cut in (True, False)
@@ -145,9 +146,15 @@ def gather_rows(scene: Scene) -> None:
     ]
     payloads: list[Any] = [b"aa", memoryview(b"bb"), fresh(b"cc"), b"dd", b"ee"]
     rows = scene.rows.rows(payloads, [2] * 5, names, None, [(n,) for n in range(5)])
-    gathered = rows.gathered()
+    outgoing = scene.rows.outgoing(rows, True, 2)
     del rows
-    assert [packet for packet, _ in gathered.packets()] == [b"aa", b"cc", b"bb", b"ee", b"dd"]
+    assert [packet for packet, _ in outgoing.content.packets()] == [
+        b"aa",
+        b"cc",
+        b"bb",
+        b"ee",
+        b"dd",
+    ]
 
 
 def make_bad_rows(scene: Scene) -> None:
@@ -166,16 +173,15 @@ def send_rows(scene: Scene) -> None:
     payloads: list[Any] = [fresh(b"abcde"), fresh(b"xyz")]
     names: list[Any] = [fresh(scene.name), fresh(scene.name)]
     rows = scene.rows.rows(payloads, [2, 3], names, None, [None] * 2)
+    fd = scene.out.fileno()
     for name in (True, fresh(scene.name)):
-        sending = scene.rows.prepare(rows, name, 0, 0, True, False, int(scene.sock.family))
+        sending = scene.rows.outgoing(rows, name, int(scene.sock.family))
         while sending.more:
-            assert sending.send(scene.out.fileno(), 1) == 0
-        assert (sending.messages, sending.train, sending.offset) == (1, 2, 0)
-        sending.close()
-        sending.close()
-        sending.skip()
-        with pytest.raises(ValueError, match="messages"):
-            sending.send(scene.out.fileno(), 1)
+            assert sending.send(fd, 1, True, False) == 0
+        assert (sending.messages, sending.datagrams, sending.nbytes) == (2, 4, 8)
+        assert (sending.train, sending.offset, sending.work) == (2, 0, 1)
+        with pytest.raises(ValueError, match="nothing is left"):
+            sending.send(fd, 1, True, False)
     with contextlib.suppress(BlockingIOError):
         while True:
             scene.sock.recv(100)
@@ -184,51 +190,50 @@ def send_rows(scene: Scene) -> None:
 def send_and_be_refused(scene: Scene) -> None:
     payloads: list[Any] = [fresh(b"abcde"), fresh(b"xyz")]
     rows = scene.rows.rows(payloads, [2, 3], [None] * 2, None, [None] * 2)
-    sending = scene.rows.prepare(rows, None, 0, 2, False, False, int(scene.sock.family))
+    fd = scene.out.fileno()
+    sending = scene.rows.outgoing(rows, None, int(scene.sock.family))
     while sending.more:
-        assert sending.send(scene.out.fileno(), 5) == errno.EDESTADDRREQ
+        assert sending.send(fd, 5, False, False) == errno.EDESTADDRREQ
         assert sending.end_train in (0, 1, 2)
-        sending.skip()
+        sending.skip(sending.end_train, sending.end_offset)
     with pytest.raises(TypeError):
         sending.send(1)
-    single = scene.rows.prepare(rows, None, 0, 4, True, True, int(scene.sock.family))
-    assert single.send(-1, 1) == errno.EBADF
-    # Neither is closed.
+    single = scene.rows.outgoing(rows, None, int(scene.sock.family))
+    assert single.send(-1, 1, True, True) == errno.EBADF
+    single.skip(1, 2)  # beyond what was refused
+    assert single.send(-1, 1, True, False) == errno.EBADF
+    # It is let go with what is laid out.
 
 
-def prepare_badly(scene: Scene) -> None:
+def send_badly(scene: Scene) -> None:
     rows = scene.rows.rows([b"abc", b""], [3, 1], [None] * 2, None, [None] * 2)
-    for bad in (
-        (None, None, 0, 0, True, False, 2),
-        (rows, None, 2, 0, True, False, 2),
-        (rows, None, -1, 0, True, False, 2),
-        (rows, None, 0, 3, True, False, 2),
-        (rows, None, 1, 1, True, False, 2),
-        (rows, None, 0, -1, True, False, 2),
-        (rows, b"n" * 33, 0, 0, True, False, 2),
-        (rows, 7, 0, 0, True, False, 2),
-        (rows, None, "0", 0, True, False, 2),
-        (rows, None),
-    ):
-        with pytest.raises((ValueError, TypeError, IndexError)):
-            scene.rows.prepare(*bad)
+    bad: Any
+    for bad in ((None, None, 2), (rows, "x", 2), (rows, b"n" * 33, 2), (rows, None, "2"), (rows,)):
+        with pytest.raises((ValueError, TypeError)):
+            scene.rows.outgoing(*bad)
+    sending = scene.rows.outgoing(rows, None, 2)
+    for bad in ((0, 3), (-1, 0), (3, 0), (2, 1), (1, 1), (0, -1), ("0", 0), (0,), (2**80, 0)):
+        with pytest.raises((ValueError, TypeError, IndexError, OverflowError)):
+            sending.skip(*bad)
+    for bad in (("x", 1, True, False), (2**80, 1, True, False), (1, None, True, False), (1,)):
+        with pytest.raises((ValueError, TypeError, OverflowError)):
+            sending.send(*bad)
 
 
 def ask_for_what_is_forbidden(scene: Scene) -> None:
     assert scene.rows.forbidden() is None
 
 
-def lay_out_batches(scene: Scene) -> None:
+def prepare_batches(scene: Scene) -> None:
     """Through the Python side: plain ones, ones that ask for something, and received ones."""
-    backend = pick_backend()
+    io = socket_io(scene.out)
     plain = PacketTrain(b"abcdef", 2, scene.here)
     asking = PacketTrain(b"abcdef", 2, scene.here, ecn=1)
     for batch in (PacketBatch([plain] * 3), PacketBatch([plain, asking])):
-        columns, _ = columns_of(batch)
-        assert isinstance(columns, TrainColumns)
-        for target in (KEEP, None, scene.here):
-            laid = backend.lay_out(columns, target, int(scene.sock.family))
-            backend.prepare(scene.out, laid, 0, 0, gso=True, single=False).close()
+        messages, _ = messages_of(batch)
+        assert isinstance(messages, TrainMessages)
+        for recipient in (PER_TRAIN_ADDRESS, None, scene.here):
+            assert io.outgoing(messages, recipient).more
 
 
 JOBS: list[Callable[[Scene], None]] = [
@@ -244,9 +249,9 @@ JOBS: list[Callable[[Scene], None]] = [
     make_bad_rows,
     send_rows,
     send_and_be_refused,
-    prepare_badly,
+    send_badly,
     ask_for_what_is_forbidden,
-    lay_out_batches,
+    prepare_batches,
 ]
 
 

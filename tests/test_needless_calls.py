@@ -40,7 +40,7 @@ def calls(linux_backend: None, monkeypatch: pytest.MonkeyPatch) -> Calls:
         counted.sending += 1
         return real_send(*arguments)
 
-    _kernel.pick_backend()  # which asks both calls whether they are there
+    _kernel.choose_backend()  # which asks both calls whether they are there
     real_receive, real_send = system_calls.replace(monkeypatch, receive, send)
     return counted
 

@@ -19,7 +19,7 @@ from snaptun_trio import (
     UdpBatchReceiver,
     UdpBatchSender,
 )
-from snaptun_trio._kernel import _abi, pick_backend
+from snaptun_trio._kernel import _abi, choose_backend
 
 from . import ends
 
@@ -35,7 +35,7 @@ PACKETS = [*ends.numbered(20, 1000), b"tail"]
 @linux_only
 @pytest.mark.core
 def test_the_backend_can_be_chosen_in_the_environment(backend: str) -> None:
-    assert pick_backend().name == backend
+    assert choose_backend()[0].backend == backend
 
 
 # -- addresses

@@ -144,7 +144,7 @@ async def test_leaving_normally_sends_everything_in_outgoing_and_closes(
 
 
 async def test_leaving_normally_waits_for_a_socket_that_is_full(
-    kernel: scripted.ScriptedBackend,
+    kernel: scripted.ScriptedKernel,
 ) -> None:
     kernel.sends += [-errno.EAGAIN, -errno.EAGAIN]
 
@@ -166,7 +166,7 @@ class OurError(Exception):
 
 @pytest.mark.core
 async def test_leaving_by_an_exception_is_prompt_and_not_wrapped(
-    kernel: scripted.ScriptedBackend,
+    kernel: scripted.ScriptedKernel,
 ) -> None:
     """The socket takes nothing, ever; the block is left all the same."""
     kernel.sends += [-errno.EAGAIN] * 1000
@@ -191,7 +191,7 @@ async def test_an_exception_out_of_a_nursery_of_the_block_is_not_wrapped_twice()
             nursery.start_soon(fail)
 
 
-async def test_leaving_by_cancellation_is_prompt(kernel: scripted.ScriptedBackend) -> None:
+async def test_leaving_by_cancellation_is_prompt(kernel: scripted.ScriptedKernel) -> None:
     kernel.sends += [-errno.EAGAIN] * 1000
     with trio.CancelScope() as scope:
         async with open_batch_pump(HERE) as pump:
@@ -204,7 +204,7 @@ async def test_leaving_by_cancellation_is_prompt(kernel: scripted.ScriptedBacken
 
 
 async def test_a_block_that_is_cancelled_while_it_drains_still_closes(
-    kernel: scripted.ScriptedBackend,
+    kernel: scripted.ScriptedKernel,
 ) -> None:
     kernel.sends += [-errno.EAGAIN] * 1000
     with trio.CancelScope() as scope:

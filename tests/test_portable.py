@@ -15,7 +15,7 @@ from snaptun_trio import (
     UdpBatchReceiver,
     UdpBatchSender,
 )
-from snaptun_trio._kernel import _options, _portable
+from snaptun_trio._kernel import _interface, _portable
 
 from . import ends
 
@@ -28,7 +28,7 @@ def plain_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing but sendto and recvfrom_into, and no offloads."""
     monkeypatch.setenv("SNAPTUN_TRIO_BACKEND", "portable")
     monkeypatch.setattr(_portable, "_HAS_MSG", False)
-    monkeypatch.setattr(_options, "_LINUX", False)
+    monkeypatch.setattr(_interface, "_LINUX", False)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])

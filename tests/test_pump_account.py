@@ -55,7 +55,7 @@ def forwarder(udp: ends.MakeSocket) -> BatchPump:
     return BatchPump(UdpBatchReceiver(udp()), UdpBatchSender(udp()), handler=lambda one: one)
 
 
-async def until_idle(pump: BatchPump, kernel: scripted.ScriptedBackend) -> PumpStatistics:
+async def until_idle(pump: BatchPump, kernel: scripted.ScriptedKernel) -> PumpStatistics:
     """Run a pump until all that was scripted has gone through it, the law holding all the while."""
     kernel.waits.always_writable = True
     async with trio.open_nursery() as nursery:
@@ -74,7 +74,7 @@ async def until_idle(pump: BatchPump, kernel: scripted.ScriptedBackend) -> PumpS
 
 
 async def test_a_socket_that_is_full_after_a_part_and_then_refuses_the_rest(
-    kernel: scripted.ScriptedBackend, udp: ends.MakeSocket
+    kernel: scripted.ScriptedKernel, udp: ends.MakeSocket
 ) -> None:
     kernel.receives.append(numbered(6))
     kernel.sends += [2, -errno.EAGAIN, *[-errno.EACCES] * 8]
@@ -85,7 +85,7 @@ async def test_a_socket_that_is_full_after_a_part_and_then_refuses_the_rest(
 
 
 async def test_what_the_program_queues_in_the_sender_is_not_the_pumps(
-    kernel: scripted.ScriptedBackend, udp: ends.MakeSocket
+    kernel: scripted.ScriptedKernel, udp: ends.MakeSocket
 ) -> None:
     """Nor are its refusals, though the pump's flush meets them."""
 
@@ -106,7 +106,7 @@ async def test_what_the_program_queues_in_the_sender_is_not_the_pumps(
 
 @pytest.mark.parametrize("end", ["close", "cancel"])
 async def test_what_the_full_socket_did_not_take_is_discarded_when_the_pump_ends(
-    kernel: scripted.ScriptedBackend, udp: ends.MakeSocket, end: str
+    kernel: scripted.ScriptedKernel, udp: ends.MakeSocket, end: str
 ) -> None:
     """It is out of the borrowed sender as well: nobody sends it later."""
     kernel.receives.append(numbered(6))

@@ -32,7 +32,7 @@ THERE: Address = ("127.0.0.2", 9)
 
 
 @pytest.fixture
-def sender(kernel: scripted.ScriptedBackend, udp: ends.MakeSocket) -> UdpBatchSender:
+def sender(kernel: scripted.ScriptedKernel, udp: ends.MakeSocket) -> UdpBatchSender:
     return UdpBatchSender(udp(), batch_size=8)
 
 
@@ -75,7 +75,7 @@ def test_a_queued_packet_is_not_copied(sender: UdpBatchSender) -> None:
     packet.append(0)
 
 
-def test_queueing_sends_nothing(sender: UdpBatchSender, kernel: scripted.ScriptedBackend) -> None:
+def test_queueing_sends_nothing(sender: UdpBatchSender, kernel: scripted.ScriptedKernel) -> None:
     sender.try_queue_packet(b"x", HERE)
     sender.try_queue_train(PacketTrain(b"yz", 1, HERE))
     assert not kernel.calls
@@ -111,12 +111,12 @@ def test_a_train_fits_if_there_is_room_for_all_of_it(sender: UdpBatchSender) -> 
     refused = PacketTrain(b"9", 1, THERE)
     with pytest.raises(QueueFullError) as error:
         sender.try_queue_train(refused)
-    assert (error.value.packet, error.value.target) == (b"9", THERE)
+    assert (error.value.packet, error.value.address) == (b"9", THERE)
     assert sender.statistics().datagrams_queued == 8
 
 
 def test_a_train_longer_than_the_queue_fits_into_an_empty_one(
-    sender: UdpBatchSender, kernel: scripted.ScriptedBackend
+    sender: UdpBatchSender, kernel: scripted.ScriptedKernel
 ) -> None:
     train = PacketTrain(bytes(100), 1, HERE)
     sender.try_queue_train(train)
@@ -207,7 +207,7 @@ def test_a_socket_without_a_port_is_a_value_error() -> None:
 
 
 def test_a_full_socket_stops_a_best_effort_flush(
-    sender: UdpBatchSender, kernel: scripted.ScriptedBackend
+    sender: UdpBatchSender, kernel: scripted.ScriptedKernel
 ) -> None:
     kernel.sends += [1, -errno.EAGAIN]
     for target in (HERE, THERE):
@@ -222,7 +222,7 @@ def test_a_full_socket_stops_a_best_effort_flush(
 
 
 def test_what_is_queued_later_waits_behind_what_is_half_sent(
-    sender: UdpBatchSender, kernel: scripted.ScriptedBackend
+    sender: UdpBatchSender, kernel: scripted.ScriptedKernel
 ) -> None:
     kernel.sends += [1, -errno.EAGAIN]
     sender.try_queue_train(PacketTrain(b"aabbcc", 2, HERE))
@@ -253,6 +253,7 @@ def test_however_often_the_socket_is_full_everything_goes_once_and_in_order(
     with pytest.MonkeyPatch.context() as monkeypatch:
         kernel = scripted.install(monkeypatch)
         sender = UdpBatchSender(udp(), gso=gso)
+    kernel.waits.always_writable = True
     kernel.sends += steps
     trains = [
         PacketTrain(bytes([number]) * length, size, HERE if number % 2 else THERE)
@@ -276,7 +277,7 @@ def test_however_often_the_socket_is_full_everything_goes_once_and_in_order(
 
 
 def test_send_nowait_accepts_nothing_while_the_socket_is_full(
-    sender: UdpBatchSender, kernel: scripted.ScriptedBackend
+    sender: UdpBatchSender, kernel: scripted.ScriptedKernel
 ) -> None:
     batch = PacketBatch([PacketTrain(b"aabb", 2, HERE)])
     kernel.sends.append(-errno.EAGAIN)
@@ -299,7 +300,7 @@ def test_send_nowait_accepts_nothing_while_the_socket_is_full(
 
 
 def test_send_nowait_accepts_a_batch_of_which_a_part_went(
-    sender: UdpBatchSender, kernel: scripted.ScriptedBackend
+    sender: UdpBatchSender, kernel: scripted.ScriptedKernel
 ) -> None:
     kernel.sends += [1, -errno.EAGAIN]
     sender.send_nowait(PacketBatch([PacketTrain(b"a", 1, HERE), PacketTrain(b"b", 1, THERE)]))
@@ -339,7 +340,7 @@ async def test_an_empty_batch_is_nothing(pair: ends.Pair) -> None:
 
 
 def test_close_discards_and_counts_what_is_queued(
-    sender: UdpBatchSender, kernel: scripted.ScriptedBackend
+    sender: UdpBatchSender, kernel: scripted.ScriptedKernel
 ) -> None:
     sender.try_queue_packet(b"x", HERE)
     sender.try_queue_train(PacketTrain(b"yz", 1, THERE))
@@ -368,7 +369,7 @@ def test_the_counters_say_what_was_sent(pair: ends.Pair) -> None:
 
 
 def test_a_long_queue_lets_others_run_in_between(
-    sender: UdpBatchSender, kernel: scripted.ScriptedBackend
+    sender: UdpBatchSender, kernel: scripted.ScriptedKernel
 ) -> None:
     """A send of several thousand messages is several turns for the other tasks."""
     kernel.sends += [500] * 12

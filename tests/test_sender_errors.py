@@ -32,7 +32,7 @@ C: Address = ("127.0.0.3", 9)
 
 
 @pytest.fixture
-def sender(kernel: scripted.ScriptedBackend, udp: ends.MakeSocket) -> UdpBatchSender:
+def sender(kernel: scripted.ScriptedKernel, udp: ends.MakeSocket) -> UdpBatchSender:
     made = UdpBatchSender(udp())
     if not made.gso:
         pytest.skip("this system does not segment, so nothing can go wrong with it")
@@ -66,7 +66,7 @@ class Refuse:
     [errno.EINVAL, errno.EMSGSIZE, errno.ENETUNREACH, errno.EACCES, errno.EPERM, errno.ENOBUFS],
 )
 def test_a_refused_datagram_does_not_hold_up_the_others(
-    sender: UdpBatchSender, kernel: scripted.ScriptedBackend, number: int
+    sender: UdpBatchSender, kernel: scripted.ScriptedKernel, number: int
 ) -> None:
     kernel.sends += [Refuse(B, number)] * 20
     refused = PacketTrain(b"aabb", 2, B)
@@ -83,7 +83,7 @@ def test_a_refused_datagram_does_not_hold_up_the_others(
 
 
 def test_a_refusal_lays_nothing_out_again(
-    sender: UdpBatchSender, kernel: scripted.ScriptedBackend
+    sender: UdpBatchSender, kernel: scripted.ScriptedKernel
 ) -> None:
     """Laying out costs more than sending, and a stranger may choose what is refused."""
     kernel.sends += [Refuse(B, errno.EACCES)] * 1000
@@ -91,12 +91,12 @@ def test_a_refusal_lays_nothing_out_again(
     with pytest.raises(SendBatchError) as report:
         sender.send_nowait(PacketBatch(trains))
     assert [failure.train for failure in report.value.failures] == trains[::2]
-    assert kernel.prepared == 1
+    assert kernel.laid_out == 1
     check_law(sender)
 
 
 def test_failures_are_reported_once(
-    sender: UdpBatchSender, kernel: scripted.ScriptedBackend
+    sender: UdpBatchSender, kernel: scripted.ScriptedKernel
 ) -> None:
     kernel.sends += [Refuse(B, errno.EACCES)] * 9
     with pytest.raises(SendBatchError):
@@ -134,7 +134,7 @@ def test_failures_of_a_cancelled_flush_are_reported_by_the_next(
 
 
 def test_the_report_of_a_batch_for_another_peer_names_that_peer(
-    sender: UdpBatchSender, kernel: scripted.ScriptedBackend
+    sender: UdpBatchSender, kernel: scripted.ScriptedKernel
 ) -> None:
     kernel.sends += [Refuse(B, errno.EACCES)] * 9
     with pytest.raises(SendBatchError) as report:
@@ -143,7 +143,7 @@ def test_the_report_of_a_batch_for_another_peer_names_that_peer(
 
 
 def test_a_part_of_a_long_train_can_be_refused(
-    sender: UdpBatchSender, kernel: scripted.ScriptedBackend
+    sender: UdpBatchSender, kernel: scripted.ScriptedKernel
 ) -> None:
     """64 datagrams go in one message; the second message is refused, the third goes."""
     train = PacketTrain(bytes(range(150)), 1, A)
@@ -175,7 +175,7 @@ def test_reasons_are_counted_by_datagrams() -> None:
 
 @pytest.mark.parametrize("number", [errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.EPERM])
 def test_an_error_that_the_second_try_does_not_meet_was_about_an_earlier_datagram(
-    sender: UdpBatchSender, kernel: scripted.ScriptedBackend, number: int
+    sender: UdpBatchSender, kernel: scripted.ScriptedKernel, number: int
 ) -> None:
     kernel.sends += [1, -number]
     sender.send_nowait(three(PacketTrain(b"x", 1, B)))
@@ -186,7 +186,7 @@ def test_an_error_that_the_second_try_does_not_meet_was_about_an_earlier_datagra
 
 
 def test_a_storm_of_refusals_of_earlier_datagrams_costs_no_later_one(
-    sender: UdpBatchSender, kernel: scripted.ScriptedBackend
+    sender: UdpBatchSender, kernel: scripted.ScriptedKernel
 ) -> None:
     kernel.sends += [-errno.ECONNREFUSED] * 10
     sender.send_nowait(three(PacketTrain(b"x", 1, B)))
@@ -196,7 +196,7 @@ def test_a_storm_of_refusals_of_earlier_datagrams_costs_no_later_one(
 
 
 def test_a_refusal_that_never_ends_is_the_datagrams_own(
-    sender: UdpBatchSender, kernel: scripted.ScriptedBackend
+    sender: UdpBatchSender, kernel: scripted.ScriptedKernel
 ) -> None:
     kernel.sends += [Refuse(B, errno.ECONNREFUSED)] * 1000
     with pytest.raises(SendBatchError):
@@ -222,7 +222,7 @@ def test_a_dead_peer_before_costs_no_later_datagram(backend: str, udp: ends.Make
 
 def test_eio_switches_gso_off_and_everything_is_sent_in_the_same_call(
     sender: UdpBatchSender,
-    kernel: scripted.ScriptedBackend,
+    kernel: scripted.ScriptedKernel,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     kernel.sends += [Refuse(B, errno.EIO, only_segmented=True)] * 90
@@ -239,7 +239,7 @@ def test_eio_switches_gso_off_and_everything_is_sent_in_the_same_call(
 
 
 def test_einval_that_single_datagrams_do_not_meet_switches_gso_off(
-    sender: UdpBatchSender, kernel: scripted.ScriptedBackend
+    sender: UdpBatchSender, kernel: scripted.ScriptedKernel
 ) -> None:
     kernel.sends += [Refuse(B, errno.EINVAL, only_segmented=True)] * 90
     train = PacketTrain(b"aabbcc", 2, B)
@@ -251,7 +251,7 @@ def test_einval_that_single_datagrams_do_not_meet_switches_gso_off(
 
 
 def test_einval_that_single_datagrams_meet_too_leaves_gso_on(
-    sender: UdpBatchSender, kernel: scripted.ScriptedBackend
+    sender: UdpBatchSender, kernel: scripted.ScriptedKernel
 ) -> None:
     kernel.sends += [Refuse(B, errno.EINVAL)] * 9
     with pytest.raises(SendBatchError):
@@ -262,7 +262,7 @@ def test_einval_that_single_datagrams_meet_too_leaves_gso_on(
 
 
 def test_the_test_of_gso_can_meet_a_full_socket(
-    sender: UdpBatchSender, kernel: scripted.ScriptedBackend
+    sender: UdpBatchSender, kernel: scripted.ScriptedKernel
 ) -> None:
     """The single datagram that is to tell gets EAGAIN; the question is asked again later."""
     kernel.sends += [-errno.EINVAL, -errno.EINVAL, -errno.EAGAIN]
@@ -280,7 +280,7 @@ def test_the_test_of_gso_can_meet_a_full_socket(
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EINVAL])
 def test_an_error_for_a_single_datagram_says_nothing_of_gso(
-    sender: UdpBatchSender, kernel: scripted.ScriptedBackend, number: int
+    sender: UdpBatchSender, kernel: scripted.ScriptedKernel, number: int
 ) -> None:
     kernel.sends += [-number, -number]
     with pytest.raises(SendBatchError):
@@ -299,7 +299,7 @@ def test_an_error_for_a_single_datagram_says_nothing_of_gso(
     ],
 )
 def test_of_a_train_that_is_too_long_each_size_gets_its_own_chance(
-    sender: UdpBatchSender, kernel: scripted.ScriptedBackend, refused: set[bytes], tries: int
+    sender: UdpBatchSender, kernel: scripted.ScriptedKernel, refused: set[bytes], tries: int
 ) -> None:
     """What is refused alone for its size speaks for its neighbours of that size."""
 

@@ -6,26 +6,25 @@
 from __future__ import annotations
 
 import errno
-from itertools import islice
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import example, given, strategies as st
 
-from snaptun_trio import Address, PacketBufPool, PacketTrain, UdpBatchReceiver, _kernel
-from snaptun_trio._batch import KEEP, TrainColumns, columns_of
-from snaptun_trio._kernel import _pieces, _portable, _sockaddr
+from snaptun_trio import Address, PacketBufPool, PacketTrain, UdpBatchReceiver
+from snaptun_trio._batch import PER_TRAIN_ADDRESS, TrainMessages, messages_of
+from snaptun_trio._kernel import _pieces, _portable, _sockaddr, socket_io
 
 from . import ends
 from .recorder import Incoming, Recorder
-from .test_columns import messages_of_any_kind
+from .test_received_batches import messages_of_any_kind
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Iterator
 
-    from snaptun_trio._batch import Columns, Target
-    from snaptun_trio._kernel._interface import Laid, Transmission
+    from snaptun_trio._batch import Messages, Recipient
+    from snaptun_trio._kernel._interface import Outgoing
     from snaptun_trio._kernel._pieces import OutgoingMessage
 
     from .recorder import Message
@@ -92,13 +91,14 @@ class Case:
             equal_trains(self.host) | st.lists(trains(self.host), max_size=6), max_size=4
         )
         self.trains = [train for some in draw(several) for train in some]
-        self.target = draw(st.just(KEEP) | st.none() | st.sampled_from(HOSTS[self.host]))
+        self.recipient = draw(
+            st.just(PER_TRAIN_ADDRESS) | st.none() | st.sampled_from(HOSTS[self.host])
+        )
         self.gso = draw(st.booleans())
-        self.single = draw(st.booleans()) and draw(st.booleans())
 
     def __repr__(self) -> str:
         told = [(t.nbytes, t.segment_size, t.address, t.ecn) for t in self.trains]
-        return f"{self.host} gso={self.gso} single={self.single} to {self.target}: {told}"
+        return f"{self.host} gso={self.gso} to {self.recipient}: {told}"
 
 
 cases = st.composite(Case)()
@@ -126,79 +126,86 @@ def check_message(message: Message, twin: OutgoingMessage, family: int) -> None:
     assert (*asked, *message.other_controls) == twin.controls
 
 
-def prepared(
-    sock: socket.socket, laid: Laid, place: tuple[int, int], *, gso: bool, single: bool = False
-) -> Transmission:
-    return _kernel.pick_backend().prepare(sock, laid, *place, gso=gso, single=single)
+Step = tuple[bool, bool, bool]
+"""How a message is sent: with GSO, alone, and whether what is refused is left out instead."""
+steps = st.lists(st.tuples(st.booleans(), st.booleans(), st.booleans()), max_size=12)
+
+
+def twins_of(sock: socket.socket, messages: Messages, recipient: Recipient) -> tuple[Outgoing, ...]:
+    """The same batch on both backends."""
+    linux, portable = socket_io(sock), _portable.PortableIO(sock)
+    assert linux.backend == "linux"
+    return linux.outgoing(messages, recipient), portable.outgoing(messages, recipient)
+
+
+def next_message(
+    outgoing: Outgoing, recipient: Recipient, family: int, how: Step
+) -> OutgoingMessage:
+    """What the twin makes of what is next."""
+    gso, single, _ = how
+    content = TrainMessages.of(outgoing.content)
+    place = outgoing.train, outgoing.offset
+    return next(_pieces.outgoing_messages(content, recipient, place, family, gso and not single))
 
 
 def check_one_by_one(
     recorder: Recorder,
     sock: socket.socket,
-    columns: Columns,
-    target: Target,
-    place: tuple[int, int],
-    gso: bool,
-    single: bool = False,
+    messages: Messages,
+    recipient: Recipient,
+    steps: list[Step],
 ) -> None:
-    """Send everything from there on message by message; each is refused once before it goes."""
-    family = int(sock.family)
-    laid = _kernel.pick_backend().lay_out(columns, target, family)
-    twins_laid = _portable.PortableBackend().lay_out(columns, target, family)
-    assert laid.columns.count == columns.count
-    all_of_them = _pieces.outgoing_messages(
-        twins_laid.columns, target, *place, family, gso and not single
-    )
-    expected = list(islice(all_of_them, 1 if single else None))
-    while expected:
-        transmission = prepared(sock, laid, place, gso=gso, single=single)
-        while transmission.more:
-            twin = expected.pop(0)
-            recorder.refuse_with = errno.EPERM
-            assert transmission.send(sock.fileno(), 1) == errno.EPERM
-            recorder.refuse_with = 0
-            assert (transmission.messages, transmission.datagrams, transmission.nbytes) == (0, 0, 0)
-            assert (transmission.train, transmission.offset) == place
-            assert (transmission.end_train, transmission.end_offset) == twin.end
-            assert transmission.segmented == (twin.datagrams > 1)
+    """Send message by message, as the steps say; each is refused once before it goes."""
+    family, fd = int(sock.family), sock.fileno()
+    outgoing, twin = twins_of(sock, messages, recipient)
+    assert outgoing.content.count == twin.content.count == messages.count
+    sent, datagrams, nbytes = 0, 0, 0
+    for at in range(100_000):
+        if not twin.more:
+            break
+        how = steps[at] if at < len(steps) else (True, False, False)
+        gso, single, leave_out = how
+        expected = next_message(twin, recipient, family, how)
+        recorder.refuse_with = errno.EPERM
+        assert outgoing.send(fd, 1, gso, single) == errno.EPERM
+        recorder.refuse_with = 0
+        assert (outgoing.train, outgoing.offset) == (twin.train, twin.offset)
+        assert (outgoing.end_train, outgoing.end_offset) == expected.end
+        assert outgoing.segmented == (expected.datagrams > 1)
+        if leave_out:
+            outgoing.skip(*expected.end)
+        else:
             recorder.sent.clear()
-            assert transmission.send(sock.fileno(), 1) == 0
-            place = twin.end
-            assert (transmission.train, transmission.offset) == place
-            assert transmission.messages == 1
-            assert (transmission.datagrams, transmission.nbytes) == (twin.datagrams, twin.nbytes)
+            assert outgoing.send(fd, 1, gso, single) == 0
             (message,) = recorder.messages
-            check_message(message, twin, family)
-        transmission.close()
-    assert single or place == (columns.count, 0)
+            check_message(message, expected, family)
+            assert outgoing.work == 1 + (expected.nbytes >> 14)
+            sent, datagrams = sent + 1, datagrams + expected.datagrams
+            nbytes += expected.nbytes
+        twin.train, twin.offset = expected.end  # type: ignore[misc]
+        assert (outgoing.train, outgoing.offset) == expected.end
+        assert (outgoing.messages, outgoing.datagrams, outgoing.nbytes) == (sent, datagrams, nbytes)
+    assert not outgoing.more
+    assert (outgoing.train, outgoing.offset) == (messages.count, 0)
 
 
-def a_place(data: st.DataObject, lengths: list[int]) -> tuple[int, int]:
-    """Where to begin: mostly at the start, but anywhere may be the rest of an earlier call."""
-    if data.draw(st.booleans()):
-        return 0, 0
-    train = data.draw(st.integers(0, len(lengths) - 1))
-    return train, data.draw(st.integers(0, max(0, lengths[train] - 1)))
-
-
-@given(case=cases, data=st.data())
+@given(case=cases, steps=steps)
 def test_the_twins_make_the_same_messages_of_what_a_program_made(
-    recorder: Recorder, sockets: dict[str, socket.socket], case: Case, data: st.DataObject
+    recorder: Recorder, sockets: dict[str, socket.socket], case: Case, steps: list[Step]
 ) -> None:
-    if not case.trains:
-        return
-    columns = TrainColumns.of(tuple(case.trains))
-    sock = sockets[case.host]
-    twins = _portable.PortableBackend().lay_out(columns, case.target, int(sock.family))
-    place = a_place(data, [train.nbytes for train in twins.columns.trains()])
-    check_one_by_one(recorder, sock, columns, case.target, place, case.gso, case.single)
+    messages = TrainMessages.of_trains(tuple(case.trains))
+    check_one_by_one(recorder, sockets[case.host], messages, case.recipient, steps)
 
 
-@example(messages=[Incoming(b"", _sockaddr.encode(("127.0.0.1", 1), 2))], gso=True, target=KEEP)
+@example(
+    messages=[Incoming(b"", _sockaddr.encode(("127.0.0.1", 1), 2))],
+    steps=[],
+    recipient=PER_TRAIN_ADDRESS,
+)
 @given(
     messages=messages_of_any_kind,
-    gso=st.booleans(),
-    target=st.just(KEEP) | st.none() | st.sampled_from(HOSTS["127.0.0.1"]),
+    steps=steps,
+    recipient=st.just(PER_TRAIN_ADDRESS) | st.none() | st.sampled_from(HOSTS["127.0.0.1"]),
 )
 @pytest.mark.parametrize("copied", [True, False])
 def test_the_twins_make_the_same_messages_of_what_came_in(
@@ -207,51 +214,104 @@ def test_the_twins_make_the_same_messages_of_what_came_in(
     request: pytest.FixtureRequest,
     copied: bool,
     messages: list[Incoming],
-    gso: bool,
-    target: Address | None,
+    steps: list[Step],
+    recipient: Recipient,
 ) -> None:
     if not copied:
         request.getfixturevalue("nothing_copied")
     receiver = UdpBatchReceiver(sockets["127.0.0.1"], PacketBufPool(), batch_size=64)
     recorder.incoming = list(messages)
-    columns, _ = columns_of(receiver.receive_nowait())
-    check_one_by_one(recorder, sockets["127.0.0.1"], columns, target, (0, 0), gso)
+    received, _ = messages_of(receiver.receive_nowait())
+    check_one_by_one(recorder, sockets["127.0.0.1"], received, recipient, steps)
 
 
-@given(case=cases, turns=st.lists(st.integers(1, 7), min_size=1, max_size=10))
-def test_a_transmission_sends_and_skips_as_its_twin(
-    recorder: Recorder, sockets: dict[str, socket.socket], case: Case, turns: list[int]
+@given(case=cases, budgets=st.lists(st.integers(1, 20), min_size=1, max_size=10))
+def test_many_messages_a_call_are_those_of_the_twin(
+    recorder: Recorder, sockets: dict[str, socket.socket], case: Case, budgets: list[int]
 ) -> None:
-    """Many messages a call, and some of them left out: those behind are what they would be."""
-    if not case.trains:
-        return
-    columns = TrainColumns.of(tuple(case.trains))
+    """And some of them are left out: those behind are what they would be."""
+    messages = TrainMessages.of_trains(tuple(case.trains))
     sock = sockets[case.host]
-    family = int(sock.family)
-    laid = _kernel.pick_backend().lay_out(columns, case.target, family)
-    portable = _portable.PortableBackend().lay_out(columns, case.target, family)
-    expected = list(
-        _pieces.outgoing_messages(portable.columns, case.target, 0, 0, family, case.gso)
-    )
-    transmission = prepared(sock, laid, (0, 0), gso=case.gso)
+    family, fd = int(sock.family), sock.fileno()
+    outgoing, twin = twins_of(sock, messages, case.recipient)
+    expected: list[OutgoingMessage] = []
+    if twin.more:
+        content = TrainMessages.of(twin.content)
+        expected += _pieces.outgoing_messages(content, case.recipient, (0, 0), family, case.gso)
     at = 0
-    recorder.sent.clear()
-    for most in turns:
-        if not transmission.more:
+    for budget in budgets:
+        if not outgoing.more:
             break
-        assert transmission.send(sock.fileno(), most) == 0
-        took = expected[at : at + transmission.messages]
-        assert 0 < transmission.messages <= most
-        assert transmission.datagrams == sum(twin.datagrams for twin in took)
-        assert transmission.nbytes == sum(twin.nbytes for twin in took)
-        for message, twin in zip(recorder.sent[-1], took, strict=True):
-            check_message(message, twin, family)
-        at += transmission.messages
-        if transmission.more:
-            transmission.skip()
+        recorder.sent.clear()
+        before = outgoing.messages, outgoing.datagrams, outgoing.nbytes
+        assert outgoing.send(fd, budget, case.gso, False) == 0
+        count = outgoing.messages - before[0]
+        took = expected[at : at + count]
+        spent = [1 + (twin.nbytes >> 14) for twin in took]
+        assert sum(spent) == outgoing.work
+        assert sum(spent[:-1]) < budget, "the last one began within the budget"
+        assert outgoing.datagrams - before[1] == sum(twin.datagrams for twin in took)
+        assert outgoing.nbytes - before[2] == sum(twin.nbytes for twin in took)
+        for message, one in zip(recorder.sent[-1], took, strict=True):
+            check_message(message, one, family)
+        at += count
+        assert at == len(expected) or sum(spent) >= budget or outgoing.messages
+        if outgoing.more:
+            recorder.refuse_with = errno.EACCES
+            assert outgoing.send(fd, budget, case.gso, False) == errno.EACCES
+            recorder.refuse_with = 0
+            outgoing.skip(outgoing.end_train, outgoing.end_offset)
             at += 1
-        assert (transmission.train, transmission.offset) == expected[at - 1].end
-    transmission.close()
+        assert (outgoing.train, outgoing.offset) == expected[at - 1].end
+
+
+@given(case=cases, steps=steps, refused=st.lists(st.booleans(), max_size=20))
+def test_the_portable_twin_sends_what_the_compiled_one_does(
+    recorder: Recorder,
+    sockets: dict[str, socket.socket],
+    case: Case,
+    steps: list[Step],
+    refused: list[bool],
+) -> None:
+    """Both are told the same, and say the same; what they hand over is compared as well."""
+    messages = TrainMessages.of_trains(tuple(case.trains))
+    sock = sockets[case.host]
+    family, fd = int(sock.family), sock.fileno()
+    handed: list[OutgoingMessage] = []
+
+    def send_message(plain: socket.socket, message: OutgoingMessage) -> None:
+        if recorder.refuse_with:
+            raise OSError(recorder.refuse_with, "refused")
+        handed.append(message)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_portable, "_send_message", send_message)
+        both = twins_of(sock, messages, case.recipient)
+        for at in range(100_000):
+            if not both[0].more:
+                break
+            gso, single, leave_out = steps[at] if at < len(steps) else (True, False, False)
+            recorder.refuse_with = errno.EPERM if at < len(refused) and refused[at] else 0
+            recorder.sent.clear()
+            handed.clear()
+            told = [one.send(fd, 1, gso, single) for one in both]
+            assert told == [recorder.refuse_with] * 2
+            if recorder.refuse_with:
+                ends_ = {(one.end_train, one.end_offset, one.segmented) for one in both}
+                assert len(ends_) == 1
+                if leave_out:
+                    for one in both:
+                        one.skip(one.end_train, one.end_offset)
+            else:
+                for message, twin in zip(recorder.messages, handed, strict=True):
+                    check_message(message, twin, family)
+            states = {
+                (one.train, one.offset, one.messages, one.datagrams, one.nbytes, one.work)
+                for one in both
+            }
+            assert len(states) == 1
+    recorder.refuse_with = 0
+    assert not any(one.more for one in both)
 
 
 @pytest.mark.parametrize(
@@ -276,9 +336,9 @@ def test_the_twins_agree_on_what_may_follow(
     for ecn in (None, 1):
         plain = PacketTrain(bytes(100), 100, ("127.0.0.1", 9), ecn=ecn)
         for some in ([plain, odd_one, plain], [odd_one, plain, even], [plain, plain, odd_one]):
-            for target in (KEEP, None, ("127.0.0.1", 9)):
-                columns = TrainColumns.of(tuple(some))
-                check_one_by_one(recorder, sockets["127.0.0.1"], columns, target, (0, 0), gso=True)
+            for recipient in (PER_TRAIN_ADDRESS, None, ("127.0.0.1", 9)):
+                messages = TrainMessages.of_trains(tuple(some))
+                check_one_by_one(recorder, sockets["127.0.0.1"], messages, recipient, [])
 
 
 @pytest.mark.parametrize("host", HOSTS)
@@ -298,8 +358,8 @@ def test_the_twins_agree_at_the_limits_of_a_message(
                 if size <= 65_507
             ]
             for some in (joining, cut):
-                columns = TrainColumns.of(tuple(some))
-                check_one_by_one(recorder, sockets[host], columns, KEEP, (0, 0), gso=True)
+                messages = TrainMessages.of_trains(tuple(some))
+                check_one_by_one(recorder, sockets[host], messages, PER_TRAIN_ADDRESS, [])
 
 
 @pytest.mark.parametrize("size", [1, 1200])
@@ -308,17 +368,13 @@ def test_more_pieces_than_a_call_takes_go_in_several(
 ) -> None:
     """Each packet is a piece of memory; a message may end where the room for them does."""
     packets = [bytes([n % 251]) * size for n in range(10_000)]
-    columns = TrainColumns.of(tuple([PacketTrain(p, size, ("127.0.0.1", 9)) for p in packets]))
+    trains = tuple([PacketTrain(packet, size, ("127.0.0.1", 9)) for packet in packets])
     sock = sockets["127.0.0.1"]
-    laid = _kernel.pick_backend().lay_out(columns, KEEP, int(sock.family))
-    place, calls = (0, 0), 0
-    while place != (10_000, 0):
-        transmission = prepared(sock, laid, place, gso=True)
-        while transmission.more:
-            assert transmission.send(sock.fileno(), 1024) == 0
-            calls += 1
-        place = transmission.train, transmission.offset
-        transmission.close()
+    outgoing, _ = twins_of(sock, TrainMessages.of_trains(trains), PER_TRAIN_ADDRESS)
+    calls = 0
+    while outgoing.more:
+        assert outgoing.send(sock.fileno(), 1 << 20, True, False) == 0
+        calls += 1
     assert calls == 3
     assert [p for message in recorder.messages for p in message.datagrams()] == packets
     assert max(len(message.bases) for message in recorder.messages) <= 64

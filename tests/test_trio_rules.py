@@ -30,12 +30,12 @@ EMPTY = PacketBatch([])
 
 
 @pytest.fixture
-def receiver(kernel: scripted.ScriptedBackend, udp: ends.MakeSocket) -> UdpBatchReceiver:
+def receiver(kernel: scripted.ScriptedKernel, udp: ends.MakeSocket) -> UdpBatchReceiver:
     return UdpBatchReceiver(udp())
 
 
 @pytest.fixture
-def sender(kernel: scripted.ScriptedBackend, udp: ends.MakeSocket) -> UdpBatchSender:
+def sender(kernel: scripted.ScriptedKernel, udp: ends.MakeSocket) -> UdpBatchSender:
     return UdpBatchSender(udp())
 
 
@@ -76,7 +76,7 @@ async def test_every_async_call_is_a_checkpoint(pair: ends.Pair) -> None:
 
 
 async def test_a_receive_of_what_a_handler_left_over_is_a_checkpoint(
-    receiver: UdpBatchReceiver, kernel: scripted.ScriptedBackend
+    receiver: UdpBatchReceiver, kernel: scripted.ScriptedKernel
 ) -> None:
     def fail(packet: bytes, address: Address | None) -> None:
         raise ArithmeticError
@@ -90,7 +90,7 @@ async def test_a_receive_of_what_a_handler_left_over_is_a_checkpoint(
 
 async def test_a_receive_that_had_to_wait_is_a_checkpoint(
     receiver: UdpBatchReceiver,
-    kernel: scripted.ScriptedBackend,
+    kernel: scripted.ScriptedKernel,
     nursery: trio.Nursery,
 ) -> None:
     async def receive() -> None:
@@ -164,7 +164,7 @@ async def test_a_call_in_a_cancelled_scope_does_nothing(pair: ends.Pair, call: s
 async def test_a_second_task_is_turned_away_and_the_first_is_not_disturbed(
     receiver: UdpBatchReceiver,
     sender: UdpBatchSender,
-    kernel: scripted.ScriptedBackend,
+    kernel: scripted.ScriptedKernel,
 ) -> None:
     received: list[PacketBatch] = []
 
@@ -226,17 +226,17 @@ async def test_a_cancelled_receive_loses_nothing(pair: ends.Pair) -> None:
 
 
 async def test_a_receive_that_is_cancelled_after_the_system_call_still_delivers(
-    receiver: UdpBatchReceiver, kernel: scripted.ScriptedBackend, monkeypatch: pytest.MonkeyPatch
+    receiver: UdpBatchReceiver, kernel: scripted.ScriptedKernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch = None
-    real = kernel.receive
+    real = scripted.ScriptedIO.receive
     with trio.CancelScope() as scope:
 
-        def receive_and_cancel(*arguments: object) -> object:
+        def receive_and_cancel(io: scripted.ScriptedIO, *arguments: int) -> object:
             scope.cancel()
-            return real(*arguments)  # type: ignore[arg-type]
+            return real(io, *arguments)
 
-        monkeypatch.setattr(kernel, "receive", receive_and_cancel)
+        monkeypatch.setattr(scripted.ScriptedIO, "receive", receive_and_cancel)
         kernel.receives.append([PacketTrain(b"x", 1, HERE)])
         batch = await receiver.receive()
     assert batch is not None
@@ -246,7 +246,7 @@ async def test_a_receive_that_is_cancelled_after_the_system_call_still_delivers(
 @pytest.mark.core
 @pytest.mark.parametrize("gso", [True, False])
 async def test_a_flush_cancelled_half_way_leaves_exactly_the_unsent_rest(
-    kernel: scripted.ScriptedBackend,
+    kernel: scripted.ScriptedKernel,
     udp: ends.MakeSocket,
     gso: bool,
 ) -> None:
@@ -272,7 +272,7 @@ async def test_a_flush_cancelled_half_way_leaves_exactly_the_unsent_rest(
 @pytest.mark.parametrize("cancelled", ["behind the queue", "half-way"])
 async def test_a_cancelled_send_is_accepted_from_its_first_datagram_on(
     sender: UdpBatchSender,
-    kernel: scripted.ScriptedBackend,
+    kernel: scripted.ScriptedKernel,
     cancelled: str,
 ) -> None:
     batch = PacketBatch([PacketTrain(b"1", 1, HERE), PacketTrain(b"2", 1, ("127.0.0.2", 9))])

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 import trio
@@ -24,7 +24,6 @@ from . import ends, scripted
 from .test_sender import check_law
 
 if TYPE_CHECKING:
-    from snaptun_trio._kernel._interface import Laid
     from snaptun_trio._kernel._pieces import OutgoingMessage
 
 A: Address = ("127.0.0.1", 9)
@@ -32,7 +31,7 @@ B: Address = ("127.0.0.2", 9)
 
 
 @pytest.fixture
-def sender(kernel: scripted.ScriptedBackend, udp: ends.MakeSocket) -> UdpBatchSender:
+def sender(kernel: scripted.ScriptedKernel, udp: ends.MakeSocket) -> UdpBatchSender:
     return UdpBatchSender(udp(), batch_size=64)
 
 
@@ -106,10 +105,21 @@ def test_the_received_batch_itself_goes_though_its_views_were_released(
     check_law(sender)
 
 
+def fail_once(monkeypatch: pytest.MonkeyPatch, owner: type, name: str) -> None:
+    """Let the next call of a method find no memory."""
+    real = getattr(owner, name)
+
+    def no_memory(*arguments: object) -> NoReturn:
+        monkeypatch.setattr(owner, name, real)
+        raise MemoryError
+
+    monkeypatch.setattr(owner, name, no_memory)
+
+
 @pytest.mark.parametrize("trains", [False, True])
 def test_what_fails_on_the_way_leaves_the_queue_as_it_was(
     sender: UdpBatchSender,
-    kernel: scripted.ScriptedBackend,
+    kernel: scripted.ScriptedKernel,
     monkeypatch: pytest.MonkeyPatch,
     trains: bool,
 ) -> None:
@@ -118,13 +128,7 @@ def test_what_fails_on_the_way_leaves_the_queue_as_it_was(
         sender.try_queue_packet(b"packet %d" % number, (A, B)[number % 2])
     if trains:
         sender.try_queue_train(PacketTrain(b"aabb", 2, A))
-    lay_out = kernel.lay_out
-
-    def no_memory(*arguments: object) -> Laid:
-        monkeypatch.setattr(kernel, "lay_out", lay_out)
-        raise MemoryError
-
-    monkeypatch.setattr(kernel, "lay_out", no_memory)
+    fail_once(monkeypatch, scripted.ScriptedIO, "outgoing")
     queued = sender.statistics().datagrams_queued
     with pytest.raises(MemoryError):
         sender.try_flush_best_effort()
@@ -138,16 +142,10 @@ def test_what_fails_on_the_way_leaves_the_queue_as_it_was(
 
 
 def test_no_memory_for_the_headers_leaves_the_queue_as_it_was(
-    sender: UdpBatchSender, kernel: scripted.ScriptedBackend, monkeypatch: pytest.MonkeyPatch
+    sender: UdpBatchSender, kernel: scripted.ScriptedKernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sender.try_queue_packet(b"x", A)
-    prepare = kernel.prepare
-
-    def no_memory(*arguments: object, **options: object) -> None:
-        monkeypatch.setattr(kernel, "prepare", prepare)
-        raise MemoryError
-
-    monkeypatch.setattr(kernel, "prepare", no_memory)
+    fail_once(monkeypatch, scripted.ScriptedOutgoing, "send")
     with pytest.raises(MemoryError):
         sender.try_flush_best_effort()
     check_law(sender)
@@ -186,7 +184,7 @@ SPELLINGS: dict[str, list[Address | None]] = {
 @pytest.mark.parametrize("kind", SPELLINGS)
 @given(data=st.data())
 def test_one_peer_is_one_queue_however_it_is_spelled(
-    kernel: scripted.ScriptedBackend, udp: ends.MakeSocket, kind: str, data: st.DataObject
+    kernel: scripted.ScriptedKernel, udp: ends.MakeSocket, kind: str, data: st.DataObject
 ) -> None:
     """What is queued for one peer leaves in order, and as one train."""
     kernel.sent.clear()
@@ -204,7 +202,7 @@ def test_one_peer_is_one_queue_however_it_is_spelled(
 
 
 def test_single_datagrams_of_a_batch_to_one_peer_are_one_train_however_it_is_spelled(
-    kernel: scripted.ScriptedBackend,
+    kernel: scripted.ScriptedKernel,
 ) -> None:
     spelled: list[Address] = [("::1", 9), ("::1", 9, 0, 0), ("::1", 9)]
     with ends.bound_socket("::") as sock:
@@ -217,7 +215,7 @@ def test_single_datagrams_of_a_batch_to_one_peer_are_one_train_however_it_is_spe
 
 
 def test_the_connected_peer_is_one_peer_by_name_and_without(
-    kernel: scripted.ScriptedBackend, udp: ends.MakeSocket
+    kernel: scripted.ScriptedKernel, udp: ends.MakeSocket
 ) -> None:
     sock, peer = udp(), udp()
     sock.connect(peer.getsockname())
@@ -259,7 +257,7 @@ def test_the_connected_peer_is_who_it_is_now(
 
 
 async def test_what_another_task_queues_while_this_one_flushes_goes_with_it(
-    sender: UdpBatchSender, kernel: scripted.ScriptedBackend
+    sender: UdpBatchSender, kernel: scripted.ScriptedKernel
 ) -> None:
     """The other one is turned away when it wants to flush, so nobody else would send it."""
     turned_away = rounds = 0
@@ -285,7 +283,7 @@ async def test_what_another_task_queues_while_this_one_flushes_goes_with_it(
 @pytest.mark.parametrize("blocked", [0, 1, 2])
 @pytest.mark.parametrize("call", ["flush", "send"])
 async def test_nothing_is_stranded_whenever_another_task_queues(
-    sender: UdpBatchSender, kernel: scripted.ScriptedBackend, call: str, blocked: int
+    sender: UdpBatchSender, kernel: scripted.ScriptedKernel, call: str, blocked: int
 ) -> None:
     """Also with a socket that is full now and then, and with others who queue at each step."""
     kernel.sends += [1, *[-errno.EAGAIN] * blocked] * 4
@@ -316,7 +314,7 @@ async def test_nothing_is_stranded_whenever_another_task_queues(
 
 
 def test_a_refused_packet_in_between_strands_nothing(
-    sender: UdpBatchSender, kernel: scripted.ScriptedBackend
+    sender: UdpBatchSender, kernel: scripted.ScriptedKernel
 ) -> None:
     def refuse(first: OutgoingMessage) -> int:
         return -errno.EACCES if first.address == B else 1

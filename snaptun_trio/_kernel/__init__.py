@@ -1,20 +1,19 @@
-# The only rooms that know the operating system. This one picks the backend.
+# The only rooms that know the operating system. This one picks the backend, and opens the one
+# object through which a socket is used.
 
 from __future__ import annotations
 
 import functools
 import os
 import sys
-from typing import TYPE_CHECKING
 
-from ._portable import PortableBackend
-
-if TYPE_CHECKING:
-    from ._interface import Backend
+from ._interface import SocketIO
+from ._portable import PortableIO
+from ._sockets import check_socket
 
 
 @functools.cache
-def _linux_backend() -> Backend | str:
+def _linux_backend() -> type[SocketIO] | str:
     """The backend for Linux, or why there is none."""
     if sys.platform != "linux":
         return f"recvmmsg and sendmmsg are Linux's, and this is {sys.platform}"
@@ -24,10 +23,10 @@ def _linux_backend() -> Backend | str:
         return f"the compiled part is not there, as without a C compiler ({error.msg})"
     if (call := _rows.forbidden()) is not None:
         return f"this system lacks or forbids {call}"
-    return _linux.LinuxBackend()
+    return _linux.LinuxIO
 
 
-def choose_backend() -> tuple[Backend, str]:
+def choose_backend() -> tuple[type[SocketIO], str]:
     """The best backend of this system, and why it is that one.
 
     ``SNAPTUN_TRIO_BACKEND`` in the environment asks for one by name, "linux" or "portable".
@@ -39,15 +38,22 @@ def choose_backend() -> tuple[Backend, str]:
     if wanted not in ("", "linux", "portable"):
         raise ImportError(f"SNAPTUN_TRIO_BACKEND={wanted}: there are linux and portable")
     if wanted == "portable":
-        return PortableBackend(), "SNAPTUN_TRIO_BACKEND asks for it"
+        return PortableIO, "SNAPTUN_TRIO_BACKEND asks for it"
     linux = _linux_backend()
     if not isinstance(linux, str):
         return linux, "the compiled part is there, and this system has the calls"
     if wanted:
         raise ImportError(f"SNAPTUN_TRIO_BACKEND=linux: {linux}")
-    return PortableBackend(), linux
+    return PortableIO, linux
 
 
-def pick_backend() -> Backend:
-    """The best backend of this system, see `choose_backend`."""
-    return choose_backend()[0]
+def socket_io(sock: object) -> SocketIO:
+    """What a receiver or a sender uses a socket through.
+
+    Args:
+      sock: a socket; or a `SocketIO`, which is used as it is.
+
+    Raises:
+      TypeError, ValueError: it is not a socket we can move datagrams on.
+    """
+    return sock if isinstance(sock, SocketIO) else choose_backend()[0](check_socket(sock))

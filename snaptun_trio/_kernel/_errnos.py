@@ -26,4 +26,4 @@ ASYNCHRONOUS = FROM_ICMP | _numbers(
 )
 
 # What a call on a descriptor says that is no socket any more.
-GONE = _numbers("EBADF ENOTSOCK")
+CLOSED_ERRNOS = _numbers("EBADF ENOTSOCK")

@@ -72,7 +72,7 @@ static int module_exec(PyObject *module) {
         {&state->pool_type, &pool_spec},
         {&state->lease_type, &lease_spec},
         {&state->rows_type, &rows_spec},
-        {&state->transmission_type, &transmission_spec},
+        {&state->outgoing_type, &outgoing_spec},
     };
     for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
         *types[i].type = (PyTypeObject *)PyType_FromModuleAndSpec(module, types[i].spec, NULL);
@@ -87,7 +87,7 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg) {
     Py_VISIT(state->pool_type);
     Py_VISIT(state->lease_type);
     Py_VISIT(state->rows_type);
-    Py_VISIT(state->transmission_type);
+    Py_VISIT(state->outgoing_type);
     Py_VISIT(state->decode);
     Py_VISIT(state->make_trains);
     return 0;
@@ -98,7 +98,7 @@ static int module_clear(PyObject *module) {
     Py_CLEAR(state->pool_type);
     Py_CLEAR(state->lease_type);
     Py_CLEAR(state->rows_type);
-    Py_CLEAR(state->transmission_type);
+    Py_CLEAR(state->outgoing_type);
     Py_CLEAR(state->decode);
     Py_CLEAR(state->make_trains);
     return 0;
@@ -108,7 +108,7 @@ static void module_free(void *module) {
     State *state = state_of(module);
     module_clear(module);
     addresses_free(state);
-    tx_free_all(state);
+    free(state->idle_tx);
 }
 
 static PyMethodDef functions[] = {
@@ -117,8 +117,8 @@ static PyMethodDef functions[] = {
     {"forbidden", forbidden, METH_NOARGS, "The call that this system lacks or forbids, or None."},
     {"rows", (PyCFunction)(void (*)(void))rows_of, METH_FASTCALL,
      "rows(payloads, sizes, names, controls, addresses) -> Rows of what a program made."},
-    {"prepare", (PyCFunction)(void (*)(void))prepare, METH_FASTCALL,
-     "prepare(rows, name, row, offset, gso, single, family) -> Transmission"},
+    {"outgoing", (PyCFunction)(void (*)(void))outgoing, METH_FASTCALL,
+     "outgoing(rows, name, family) -> Outgoing"},
 #ifdef SNAPTUN_TRIO_TEST_HOOKS
     {"copy_up_to", copy_up_to, METH_O, "copy_up_to(bytes) -> the bytes before"},
     {"interpose", (PyCFunction)(void (*)(void))interpose, METH_FASTCALL,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from .._batch import KEEP, Losses, TrainColumns
+from .._batch import PER_TRAIN_ADDRESS, ReceiveLosses, TrainMessages
 from .._coalesce import (
     MAX_PAYLOAD_IPV4,
     MAX_PAYLOAD_IPV6,
@@ -22,8 +22,9 @@ from . import _abi, _cmsg, _sockaddr
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from .._batch import Columns, Target
+    from .._batch import Recipient
     from .._train import Address, PacketTrain
+    from ._interface import SocketIO
 
 
 class OutgoingMessage(NamedTuple):
@@ -44,14 +45,16 @@ class OutgoingMessage(NamedTuple):
 
 
 def outgoing_messages(
-    columns: Columns, target: Target, train: int, offset: int, family: int, gso: bool
+    content: TrainMessages, recipient: Recipient, place: tuple[int, int], family: int, gso: bool
 ) -> Iterator[OutgoingMessage]:
-    """Cut everything from there on into messages that the kernel takes."""
-    trains = columns.trains()
-    index = train
-    while index < len(trains):
-        first = trains[index]
-        ipv4, asked = _way(first, target, family)
+    """Cut everything from a place on, a train and bytes in it, into messages that the kernel takes.
+
+    Without ``gso`` each datagram is one.
+    """
+    index, offset = place
+    while index < content.count:
+        first = content.train(index)
+        ipv4, asked = _way(first, recipient, family)
         data = first.data
         length = len(data)
         size = min(first.segment_size, length)
@@ -65,8 +68,8 @@ def outgoing_messages(
         # Only what begins with its train is joined by others.
         room = MAX_TRAIN_IPV4 if ipv4 else MAX_TRAIN_IPV6
         last = first
-        while gso and whole and index < len(trains):
-            after = trains[index]
+        while gso and whole and index < content.count:
+            after = content.train(index)
             more = len(after)
             if not (
                 last.nbytes
@@ -78,8 +81,8 @@ def outgoing_messages(
                 )
                 and nbytes + after.nbytes <= room
                 and datagrams + more <= MAX_SEGMENTS
-                and (target is not KEEP or _same_peer(first, after, family))
-                and _way(after, target, family) == (ipv4, asked)
+                and (recipient is not PER_TRAIN_ADDRESS or _same_peer(first, after, family))
+                and _way(after, recipient, family) == (ipv4, asked)
             ):
                 break
             buffers.append(after.data)
@@ -90,7 +93,7 @@ def outgoing_messages(
         yield OutgoingMessage(
             buffers,
             nbytes,
-            first.address if target is KEEP else target,
+            first.address if recipient is PER_TRAIN_ADDRESS else recipient,
             _cmsg.encode(size if datagrams > 1 else 0, *asked, ipv4),
             (index, offset),
             datagrams,
@@ -98,13 +101,13 @@ def outgoing_messages(
 
 
 def _way(
-    train: PacketTrain, target: Target, family: int
+    train: PacketTrain, recipient: Recipient, family: int
 ) -> tuple[bool, tuple[int | None, str | None, int | None]]:
     """Whether a train leaves over IPv4, and what it asks for beside its address."""
-    address = train.address if target is KEEP else target
+    address = train.address if recipient is PER_TRAIN_ADDRESS else recipient
     name = None if address is None else _sockaddr.name_of(address, family)
     ipv4 = _sockaddr.is_ipv4(name) if name else family == _sockaddr.AF_INET
-    if target is KEEP:
+    if recipient is PER_TRAIN_ADDRESS:
         return ipv4, (train.ecn, train.local_address, train.interface_index)
     # The source belongs to the way to the train's own peer, see `PacketTrain.to`.
     return ipv4, (train.ecn, None, None)
@@ -117,37 +120,38 @@ def _same_peer(one: PacketTrain, other: PacketTrain, family: int) -> bool:
     return a == b or _sockaddr.name_of(a, family) == _sockaddr.name_of(b, family)
 
 
-def gathered(columns: TrainColumns, family: int) -> TrainColumns:
+def gathered(made: TrainMessages, family: int) -> TrainMessages:
     """The same in the order of the peers, each peer's in their own, where all are single ones.
 
-    Neighbours can then leave as one message. These very columns where there is nothing to gain, and
+    Neighbours can then leave as one message. These very ones where there is nothing to gain, and
     where some are for the connected peer, who may be among the others by name.
     """
-    if columns.datagrams != columns.count or columns.count < 3 or None in columns.addresses:
-        return columns
+    if made.datagrams != made.count or made.count < 3 or None in made.addresses:
+        return made
     order: dict[bytes, list[int]] = {}
-    for index, address in enumerate(columns.addresses):
+    for index, address in enumerate(made.addresses):
         if address is not None:
             order.setdefault(_sockaddr.name_of(address, family), []).append(index)
-    if not 1 < len(order) < columns.count:
-        return columns
-    return columns.ordered([index for indices in order.values() for index in indices])
+    if not 1 < len(order) < made.count:
+        return made
+    return made.ordered([index for indices in order.values() for index in indices])
 
 
-def check(columns: TrainColumns, target: Target, family: int) -> None:
+def check(made: TrainMessages, recipient: Recipient, family: int) -> None:
     """Make sure that trains can be sent on sockets of this family, as far as Python can tell.
 
     Raises:
       TypeError, ValueError: an address, or a local address, is none of this family.
     """
-    if target is None:
+    if recipient is None:
         return
-    for address in set(columns.addresses) if target is KEEP else {target}:
+    addresses = set(made.addresses) if recipient is PER_TRAIN_ADDRESS else {recipient}
+    for address in addresses:
         if address is not None:
             _sockaddr.name_of(address, family)
-    if not columns.plain:
-        for train in columns.trains():
-            ipv4, asked = _way(train, target, family)
+    if not made.plain:
+        for train in made.trains():
+            ipv4, asked = _way(train, recipient, family)
             _cmsg.encode(0, *asked, ipv4)
 
 
@@ -174,17 +178,14 @@ class IncomingMessage(NamedTuple):
 
 
 def received(
-    messages: Iterable[IncomingMessage], gro: bool, error: OSError | None = None
-) -> TrainColumns:
-    """Columns of trains from messages, with the account of what did not fit.
-
-    ``gro`` says whether a message can be several datagrams.
-    """
+    messages: Iterable[IncomingMessage], io: SocketIO, error: OSError | None = None
+) -> TrainMessages:
+    """What came in as trains, with the account of what did not fit."""
     trains = []
     truncated = datagrams_lost = bytes_lost = trains_unknown = bytes_unknown = 0
     for data, length, flags, address, control in messages:
         told = _cmsg.decode(control)
-        if gro and flags & _abi.MSG_CTRUNC and told.segment_size is None:
+        if flags & _abi.MSG_CTRUNC and told.segment_size is None and io.gro:
             # The segment size may be what was cut off, and to guess it would make two datagrams
             # into one.
             trains_unknown += 1
@@ -200,5 +201,7 @@ def received(
                 truncated += 1 if kept % size else 0
                 datagrams_lost += datagram_count(length, size) - datagram_count(kept, size)
         trains.append(make_train(data, size, address, *told[1:]))
-    losses = Losses(truncated, datagrams_lost, bytes_lost, trains_unknown, bytes_unknown, error)
-    return TrainColumns.of(tuple(trains), losses if any(losses) else None)
+    losses = ReceiveLosses(
+        truncated, datagrams_lost, bytes_lost, trains_unknown, bytes_unknown, error
+    )
+    return TrainMessages.of_trains(tuple(trains), losses if any(losses) else None)

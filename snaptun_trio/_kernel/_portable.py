@@ -1,8 +1,8 @@
-# The same two operations on the standard library's socket alone.
+# The same on the standard library's socket alone.
 #
-# For macOS, Windows, and a Linux sandbox that forbids recvmmsg and sendmmsg. A system call moves
-# one message; where the platform has recvmsg and sendmsg the offloads work all the same. It makes
-# an object for each train: here that is not what costs.
+# For macOS, Windows, a machine without a C compiler, and a Linux sandbox that forbids recvmmsg and
+# sendmmsg. A system call moves one message; where the platform has recvmsg and sendmsg the offloads
+# work all the same. It makes an object for each train: here that is not what costs.
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import contextlib
 import errno
 import socket
 import sys
-from itertools import islice
+import weakref
 from typing import TYPE_CHECKING
 
-from .._batch import KEEP, TrainColumns
-from . import _abi, _options, _sockaddr
-from ._interface import Laid
+from .._batch import PER_TRAIN_ADDRESS, TrainMessages
+from . import _abi, _sockaddr
+from ._interface import SocketIO
 from ._pieces import IncomingMessage, OutgoingMessage, check, gathered, outgoing_messages, received
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from .._batch import Columns, Target
+    from .._batch import Messages, Recipient
     from ._interface import Socket
 
 _HAS_MSG = hasattr(socket.socket, "recvmsg_into") and hasattr(socket.socket, "sendmsg")
@@ -30,24 +30,7 @@ _RECEIVE_FLAGS = _abi.MSG_TRUNC if sys.platform == "linux" else 0
 # A call for each message: a batch beyond this gains nothing, and holds up the other tasks.
 _MESSAGES = 64
 _WSAEMSGSIZE = 10040  # Windows' way to say that a datagram was cut (winsock2.h)
-
-
-@contextlib.contextmanager
-def plain_socket(sock: Socket) -> Iterator[socket.socket]:
-    """The socket as the standard library's, for as long as no other task can run.
-
-    A trio socket has no synchronous methods. The same descriptor in an object of its own has, and
-    it is let go again before anybody could close it.
-    """
-    if isinstance(sock, socket.socket):
-        yield sock
-        return
-    plain = socket.socket(sock.family, sock.type, sock.proto, fileno=sock.fileno())
-    try:
-        plain.setblocking(False)
-        yield plain
-    finally:
-        plain.detach()
+_WORK_SHIFT = 14  # 2**14 bytes are 16 KiB, see `Outgoing.work`
 
 
 class Scratch:
@@ -77,118 +60,158 @@ class Scratch:
         return 0, len(self._idle), 0, self._reused, self._allocated, 0
 
 
-class PortableBackend:
-    """Moves batches with one system call for each message."""
+class PortableIO(SocketIO):
+    """Moves each message with a system call of its own."""
 
-    name = "portable"
+    backend = "portable"
 
-    def memory(self, buffer_size: int, capacity: int) -> Scratch:
+    def __init__(self, sock: Socket) -> None:
+        super().__init__(sock)
+        if isinstance(sock, socket.socket):
+            self._plain = sock
+        else:
+            # A trio socket has no synchronous methods; a second object for its descriptor has. That
+            # one must never close it: not here, not when it is collected, not at exit.
+            self._plain = socket.socket(sock.family, sock.type, sock.proto, fileno=sock.fileno())
+            weakref.finalize(self, self._plain.detach)
+            self._plain.setblocking(False)
+
+    @contextlib.contextmanager
+    def plain(self) -> Iterator[socket.socket]:
+        yield self._open_plain()
+
+    def _open_plain(self) -> socket.socket:
+        """The socket, unless its owner closed it: its number may be somebody else's by now.
+
+        Raises:
+          OSError: EBADF.
+        """
+        if self.sock.fileno() != self._plain.fileno():
+            raise OSError(errno.EBADF, "the socket was closed")
+        return self._plain
+
+    @staticmethod
+    def memory(buffer_size: int, capacity: int) -> Scratch:
         return Scratch(buffer_size)
 
-    def receive(
-        self, sock: Socket, memory: Scratch, offered: int, slots: int
-    ) -> TrainColumns | None:
+    def receive(self, memory: Scratch, offered: int, slots: int) -> TrainMessages | None:
         messages: list[IncomingMessage] = []
         late_error = None
+        plain = self._open_plain()
         buffer = memory.take()
         try:
-            with plain_socket(sock) as plain:
-                while len(messages) < min(offered, _MESSAGES):
-                    try:
-                        messages.append(_receive_message(plain, buffer))
-                    except BlockingIOError:
-                        break
-                    except OSError as error:
-                        if not messages:
-                            raise
-                        late_error = error
-                        break
+            while len(messages) < min(offered, _MESSAGES):
+                messages.append(_receive_message(plain, buffer))
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            if not messages:
+                raise
+            late_error = error
         finally:
             memory.put_back(buffer)
-        return received(messages, _options.gro_enabled(sock), late_error) if messages else None
+        return received(messages, self, late_error) if messages else None
 
-    def lay_out(self, columns: Columns, target: Target, family: int) -> Laid:
-        listed = columns if isinstance(columns, TrainColumns) else TrainColumns.of(columns.trains())
-        check(listed, target, family)
-        return Laid(gathered(listed, family) if target is KEEP else listed, target)
-
-    def prepare(
-        self, sock: Socket, laid: Laid, train: int, offset: int, *, gso: bool, single: bool
-    ) -> PortableTransmission:
-        found = outgoing_messages(
-            laid.columns, laid.name, train, offset, int(sock.family), gso and not single
-        )
-        return PortableTransmission(sock, islice(found, 1) if single else found, (train, offset))
+    def outgoing(self, messages: Messages, address: Recipient) -> PortableOutgoing:
+        made = TrainMessages.of(messages)
+        check(made, address, self.family)
+        if address is PER_TRAIN_ADDRESS:
+            made = gathered(made, self.family)
+        return PortableOutgoing(self, made, address)
 
 
-class PortableTransmission:
+class PortableOutgoing:
     """Messages that are sent one by one, and cut when it is their turn.
 
     Not before: a train that is refused has what is behind it laid out anew.
     """
 
-    __slots__ = ("_found", "_next", "_sock", "datagrams", "messages", "nbytes", "offset", "train")
+    __slots__ = (
+        "_found",
+        "_how",
+        "_io",
+        "_next",
+        "_recipient",
+        "content",
+        "datagrams",
+        "messages",
+        "nbytes",
+        "offset",
+        "train",
+        "work",
+    )
 
-    def __init__(
-        self, sock: Socket, found: Iterator[OutgoingMessage], start: tuple[int, int]
-    ) -> None:
-        self._sock = sock
-        self._found = found
+    def __init__(self, io: PortableIO, content: TrainMessages, recipient: Recipient) -> None:
+        self._io = io
+        self.content = content
+        self._recipient = recipient
+        self._found: Iterator[OutgoingMessage] = iter(())
         self._next: OutgoingMessage | None = None
-        self.train, self.offset = start
-        self.messages = self.datagrams = self.nbytes = 0
+        self._how = (False, False)
+        self.train = self.offset = 0
+        self.messages = self.datagrams = self.nbytes = self.work = 0
 
     @property
     def more(self) -> bool:
-        if self._next is None:
-            self._next = next(self._found, None)
-        return self._next is not None
+        return self.train < self.content.count
 
     @property
-    def _first(self) -> OutgoingMessage:
-        assert self.more
-        assert self._next is not None
+    def _refused(self) -> OutgoingMessage:
+        assert self._next is not None, "only after a refusal"
         return self._next
 
     @property
     def end_train(self) -> int:
-        return self._first.end[0]
+        return self._refused.end[0]
 
     @property
     def end_offset(self) -> int:
-        return self._first.end[1]
+        return self._refused.end[1]
 
     @property
     def segmented(self) -> bool:
-        return self._first.datagrams > 1
+        return self._refused.datagrams > 1
 
-    def send(self, fd: int, most: int) -> int:
-        self.messages = self.datagrams = self.nbytes = 0
-        with plain_socket(self._sock) as plain:
-            while self.messages < min(most, _MESSAGES):
-                try:
-                    if not self.more:
-                        break
-                    message = self._first
-                    _send_message(plain, message)
-                except Exception as error:
-                    # After others have gone, the next call meets it again, at its own message.
-                    if self.messages:
-                        return 0
-                    if not isinstance(error, OSError):
-                        raise
-                    return error.errno or errno.EIO
-                self.skip()
-                self.messages += 1
-                self.datagrams += message.datagrams
-                self.nbytes += message.nbytes
+    def send(self, fd: int, budget: int, gso: bool, single: bool) -> int:
+        self.work = taken = 0
+        if self._how != (gso, single):
+            self._how, self._found, self._next = (gso, single), iter(()), None
+        while self.more and taken < (1 if single else _MESSAGES) and self.work < budget:
+            try:
+                message = self._lay_out()
+                _send_message(self._io._open_plain(), message)
+            except Exception as error:
+                # After others have gone, the next call meets it again, at its own message.
+                if taken:
+                    return 0
+                if not isinstance(error, OSError):
+                    raise
+                return error.errno or errno.EIO
+            taken += 1
+            self.skip(*message.end)
+            self.messages += 1
+            self.datagrams += message.datagrams
+            self.nbytes += message.nbytes
+            self.work += 1 + (message.nbytes >> _WORK_SHIFT)
         return 0
 
-    def skip(self) -> None:
-        (self.train, self.offset), self._next = self._first.end, None
+    def _lay_out(self) -> OutgoingMessage:
+        """The message that is next."""
+        if self._next is None:
+            self._next = next(self._found, None)
+        if self._next is None:
+            gso, single = self._how
+            place = self.train, self.offset
+            self._found = outgoing_messages(
+                self.content, self._recipient, place, self._io.family, gso and not single
+            )
+            self._next = next(self._found)
+        return self._next
 
-    def close(self) -> None:
-        self._found, self._next = iter(()), None
+    def skip(self, train: int, offset: int) -> None:
+        if (train, offset) != self._refused.end:
+            self._found = iter(())  # what is behind it is laid out anew
+        self.train, self.offset, self._next = train, offset, None
 
 
 def _receive_message(plain: socket.socket, buffer: memoryview) -> IncomingMessage:

@@ -73,7 +73,7 @@ void addresses_free(State *state) {
 /* The address of one row: the program's own, or its name decoded. */
 PyObject *address_of(Rows *rows, int index) {
     if (rows->addresses)
-        return Py_XNewRef(PyList_GetItem(rows->addresses, index));
+        return Py_XNewRef(PyList_GetItem(rows->addresses, rows->rows[index].index));
     return decode_name(rows->state, &rows->rows[index]);
 }
 
@@ -174,6 +174,7 @@ PyObject *rows_of(PyObject *module, PyObject *const *args, Py_ssize_t count) {
     }
     for (Py_ssize_t i = 0; i < n; i++) {
         struct row *row = &rows->rows[i];
+        row->index = (int)i;
         unsigned long size = PyLong_AsUnsignedLong(PyList_GetItem(args[1], i));
         if (PyErr_Occurred() || row_payload(rows, row, PyList_GetItem(rows->owner, i)) < 0)
             goto failed;
@@ -267,9 +268,9 @@ failed:
 }
 
 /* The bytes of one row, in the form in which a train has them. */
-static PyObject *row_data(Rows *rows, struct row *row, int index) {
+static PyObject *row_data(Rows *rows, struct row *row) {
     if (PyList_Check(rows->owner))
-        return Py_XNewRef(PyList_GetItem(rows->owner, index));
+        return Py_XNewRef(PyList_GetItem(rows->owner, row->index));
     if (!PyBytes_Check(rows->owner))
         return lease_memory(rows->owner, row->base, row->length);
     return row->length == rows->nbytes && rows->count == 1
@@ -285,7 +286,7 @@ static PyObject *rows_row(Rows *rows, PyObject *argument) {
     if (index < 0 || index >= rows->count)
         return PyErr_Format(PyExc_IndexError, "row %ld of %d", index, rows->count);
     struct row *row = &rows->rows[index];
-    PyObject *data = row_data(rows, row, (int)index);
+    PyObject *data = row_data(rows, row);
     PyObject *address = data ? address_of(rows, (int)index) : NULL;
     if (!address) {
         Py_XDECREF(data);
@@ -312,76 +313,62 @@ static PyObject *rows_train(Rows *rows, PyObject *argument) {
 }
 
 /* The same rows in the order of their peers, each peer's in their own: neighbours can then leave as
- * one message. These very rows where there is nothing to gain. */
-static PyObject *rows_gathered(Rows *rows, PyObject *Py_UNUSED(ignored)) {
-    int n = rows->count, groups = 0, buckets = 4;
+ * one message. These very rows where there is nothing to gain, and where some are for the connected
+ * peer, who may be among the others by name. A new reference, NULL without memory. */
+Rows *rows_gathered(Rows *rows) {
+    int n = rows->count, peers = 0, buckets = 4;
     if (n < 3 || rows->most_segments > 1)
-        return Py_NewRef(OBJECT(rows));
+        return (Rows *)Py_NewRef(OBJECT(rows));
     while (buckets < 2 * n)
         buckets *= 2;
-    size_t size = (size_t)(buckets + 3 * n) * sizeof(int);
-    int *table = malloc(size);
+    /* table: hash -> peer; of each row its peer; of each peer its first row, and where its next goes */
+    int *table = malloc((size_t)(buckets + 3 * n) * sizeof(int));
     if (!table)
-        return PyErr_NoMemory();
-    int *group = table + buckets, *first = group + n, *start = first + n;
+        return (Rows *)PyErr_NoMemory();
+    int *peer = table + buckets, *first = peer + n, *place = first + n;
     memset(table, -1, (size_t)buckets * sizeof(int));
     for (int i = 0; i < n; i++) {
-        struct row *row = &rows->rows[i];
-        struct row key = *row;
-        if (!row->name) { /* the connected peer, who may be among the others by name */
-            free(table);
-            return Py_NewRef(OBJECT(rows));
+        struct row key = rows->rows[i];
+        if (!key.name) {
+            peers = n;
+            break;
         }
-        key.name_length = (uint16_t)significant(row);
+        key.name_length = (uint16_t)significant(&key);
         uint32_t at = hash_name(&key) & (uint32_t)(buckets - 1);
-        while (table[at] >= 0 && !same_name(&rows->rows[first[table[at]]], row))
+        while (table[at] >= 0 && !same_name(&rows->rows[first[table[at]]], &rows->rows[i]))
             at = (at + 1) & (uint32_t)(buckets - 1);
         if (table[at] < 0) {
-            first[groups] = i;
-            start[groups] = 0;
-            table[at] = groups++;
+            first[peers] = i;
+            place[peers] = 0;
+            table[at] = peers++;
         }
-        group[i] = table[at];
-        start[group[i]]++;
+        peer[i] = table[at];
+        place[peer[i]]++;
     }
-    if (groups == 1 || groups == n) {
-        free(table);
-        return Py_NewRef(OBJECT(rows));
-    }
-    Rows *ordered = rows_new(rows->state);
-    struct row *memory = ordered ? malloc((size_t)n * sizeof *memory) : NULL;
-    PyObject *addresses = rows->addresses ? PyList_New(n) : NULL;
-    PyObject *payloads = PyList_Check(rows->owner) ? PyList_New(n) : NULL;
-    if (!memory || (rows->addresses && !addresses) || (PyList_Check(rows->owner) && !payloads)) {
-        free(memory);
-        free(table);
-        Py_XDECREF(OBJECT(ordered));
-        Py_XDECREF(addresses);
-        Py_XDECREF(payloads);
-        return PyErr_NoMemory();
-    }
-    for (int g = 0, at = 0; g < groups; g++) {
-        int count = start[g];
-        start[g] = at;
-        at += count;
-    }
-    for (int i = 0; i < n; i++) {
-        int at = start[group[i]]++;
-        memory[at] = rows->rows[i];
-        if (addresses)
-            PyList_SetItem(addresses, at, Py_NewRef(PyList_GetItem(rows->addresses, i)));
-        if (payloads)
-            PyList_SetItem(payloads, at, Py_NewRef(PyList_GetItem(rows->owner, i)));
+    Rows *ordered = rows;
+    if (peers == 1 || peers == n)
+        Py_INCREF(OBJECT(rows));
+    else if ((ordered = rows_new(rows->state))) {
+        ordered->rows = ordered->memory = malloc((size_t)n * sizeof(struct row));
+        ordered->addresses = Py_XNewRef(rows->addresses);
+        ordered->owner = Py_NewRef(rows->owner);
+        ordered->extra = Py_NewRef(OBJECT(rows)); /* names, control messages, views */
+        ordered->plain = rows->plain;
+        for (int p = 0, at = 0, count; p < peers; p++, at += count) {
+            count = place[p];
+            place[p] = at;
+        }
+        for (int i = 0; ordered->rows && i < n; i++)
+            ordered->rows[place[peer[i]]++] = rows->rows[i];
+        ordered->count = ordered->rows ? n : 0;
+        rows_sum(ordered);
     }
     free(table);
-    ordered->rows = ordered->memory = memory;
-    ordered->addresses = addresses;
-    ordered->owner = payloads ? payloads : Py_NewRef(rows->owner);
-    ordered->extra = Py_NewRef(OBJECT(rows)); /* names, control messages, views */
-    ordered->count = n;
-    ordered->plain = rows->plain;
-    rows_sum(ordered);
-    return (PyObject *)ordered;
+    if (ordered && !ordered->rows) {
+        Py_DECREF(OBJECT(ordered));
+        return (Rows *)PyErr_NoMemory();
+    }
+    return ordered;
 }
 
 /* The address family of the first row's name, 0 where it has none. */
@@ -399,8 +386,6 @@ static PyMemberDef rows_members[] = {
     {"count", T_INT, offsetof(Rows, count), READONLY, "The number of trains."},
     {"datagrams", T_LONGLONG, offsetof(Rows, datagrams), READONLY, "The number of datagrams."},
     {"nbytes", T_LONGLONG, offsetof(Rows, nbytes), READONLY, "The payload bytes."},
-    {"most_segments", T_INT, offsetof(Rows, most_segments), READONLY,
-     "The datagrams of the train that has most."},
     {"plain", T_BOOL, offsetof(Rows, plain), READONLY,
      "Whether no train has control messages other than the segment size."},
     {"cut", T_BOOL, offsetof(Rows, cut), READONLY, "Whether a buffer was too small for one."},
@@ -416,10 +401,7 @@ static PyMethodDef rows_methods[] = {
     {"row", (PyCFunction)rows_row, METH_O,
      "(data, bytes it had, segment size, address, control messages, flags) of one row"},
     {"trains", (PyCFunction)rows_trains, METH_NOARGS, "The trains, one for each row, made now."},
-    {"seen_trains", (PyCFunction)rows_trains, METH_NOARGS, "The same, for a program."},
     {"train", (PyCFunction)rows_train, METH_O, "One of the trains, without making the others."},
-    {"gathered", (PyCFunction)rows_gathered, METH_NOARGS,
-     "The same in the order of the peers, each peer's in their own."},
     {NULL, NULL, 0, NULL},
 };
 static PyType_Slot rows_slots[] = {

@@ -43,6 +43,7 @@ struct row {
     uint32_t told;       /* bytes that the message had; more than `length` where it was cut */
     uint32_t size;       /* bytes of each datagram, the last may be shorter; 0 only where length is */
     uint32_t segments;   /* datagrams */
+    int index;           /* its place among the addresses and payloads that a program gave */
     uint16_t name_length, control_length;
     uint16_t flags; /* msg_flags, of a received row */
 };
@@ -60,12 +61,11 @@ struct tx;
 
 /* What the module keeps instead of statics: one of it for each interpreter. */
 typedef struct {
-    PyTypeObject *pool_type, *lease_type, *rows_type, *transmission_type;
+    PyTypeObject *pool_type, *lease_type, *rows_type, *outgoing_type;
     PyObject *decode;      /* (raw name) -> address */
     PyObject *make_trains; /* (rows, first, stop) -> tuple of trains */
     struct address_cache *addresses;
-    struct tx *idle_tx;
-    int idle_tx_count;
+    struct tx *idle_tx; /* of the call before, for the next one */
     int copied_up_to; /* a batch of so many bytes gets memory of its own, see pool.c */
     int (*recvmmsg)(int, struct mmsghdr *, unsigned int, int, struct timespec *);
     int (*sendmmsg)(int, struct mmsghdr *, unsigned int, int);
@@ -87,7 +87,7 @@ typedef struct Rows {
     long long datagrams, nbytes;
 } Rows;
 
-extern PyType_Spec pool_spec, lease_spec, rows_spec, transmission_spec;
+extern PyType_Spec pool_spec, lease_spec, rows_spec, outgoing_spec;
 
 State *state_of(PyObject *module);
 
@@ -99,12 +99,12 @@ PyObject *address_of(Rows *rows, int index);
 int addresses_new(State *state);
 void addresses_free(State *state);
 int same_name(const struct row *a, const struct row *b);
+Rows *rows_gathered(Rows *rows);
 
 /* pool.c */
 PyObject *lease_memory(PyObject *lease, const char *base, Py_ssize_t length);
 
 /* send.c */
-PyObject *prepare(PyObject *module, PyObject *const *args, Py_ssize_t count);
-void tx_free_all(State *state);
+PyObject *outgoing(PyObject *module, PyObject *const *args, Py_ssize_t count);
 
 #endif

@@ -2,9 +2,8 @@
  *
  * This is the one place that decides what is one message. Neighbours for one peer that make a train
  * together leave as one, scattered over as many iovecs as it takes; a train over the kernel's limits
- * is split; without GSO each datagram is a message of its own. What is laid out stays so for a turn
- * of sending: a message that the kernel refuses is tried again, or skipped, without touching those
- * behind it.
+ * is split; without GSO each datagram is a message of its own. What is laid out stays so while the
+ * kernel refuses messages: one is tried again, or skipped, without touching those behind it.
  */
 #include "_rows.h"
 
@@ -18,7 +17,6 @@ enum { /* _coalesce.py says where these come from */
     PAYLOAD_IPV6 = 65527,
     TRAIN_IPV4 = 65493,
     TRAIN_IPV6 = 65473,
-    KEPT_TX = 4,
 };
 
 struct place { /* where in the rows something ends */
@@ -26,13 +24,12 @@ struct place { /* where in the rows something ends */
     uint32_t offset;
 };
 
-struct tx {
-    struct tx *next;
+struct tx { /* what a call hands to the kernel */
     struct mmsghdr headers[MAX_MESSAGES];
     struct iovec iovecs[MAX_PIECES];
     struct {
         struct place end;
-        uint32_t datagrams, nbytes, segmented;
+        uint32_t datagrams, nbytes;
     } messages[MAX_MESSAGES];
     union {
         struct cmsghdr aligned;
@@ -43,43 +40,29 @@ struct tx {
 typedef struct {
     PyObject_HEAD
     State *state;
-    Rows *rows;
-    PyObject *name_owner;
-    struct tx *tx;
-    int count, done; /* messages laid out; of them sent or skipped */
-    /* The account of the last call. */
+    Rows *rows;           /* in the order in which they leave */
+    PyObject *name_owner; /* the raw name of whom all are for, None, or True: each row has its own */
+    int family;
+    struct tx *tx;   /* what is laid out from `begin` on, NULL for nothing */
+    int count, done; /* messages in it; of them sent or skipped */
+    char gso, single; /* how it was laid out */
+    /* The next message. */
     struct place begin, end;
-    int messages, error;
-    long long datagrams, nbytes;
     char segmented;
-} Transmission;
+    int work; /* of the last call */
+    /* What the kernel took so far. */
+    long long messages, datagrams, nbytes;
+} Outgoing;
 
 static struct tx *tx_take(State *state) {
     struct tx *tx = state->idle_tx;
-    if (!tx)
-        return malloc(sizeof *tx);
-    state->idle_tx = tx->next;
-    state->idle_tx_count--;
-    return tx;
+    state->idle_tx = NULL;
+    return tx ? tx : malloc(sizeof *tx);
 }
 
 static void tx_put(State *state, struct tx *tx) {
-    if (state->idle_tx_count >= KEPT_TX) {
-        free(tx);
-        return;
-    }
-    tx->next = state->idle_tx;
+    free(state->idle_tx);
     state->idle_tx = tx;
-    state->idle_tx_count++;
-}
-
-void tx_free_all(State *state) {
-    for (struct tx *tx = state->idle_tx, *next; tx; tx = next) {
-        next = tx->next;
-        free(tx);
-    }
-    state->idle_tx = NULL;
-    state->idle_tx_count = 0;
 }
 
 /* -- laying out */
@@ -118,8 +101,8 @@ static int may_follow(const struct layout *how, const struct row *first, const s
 }
 
 /* Lay out one message from `place` on. Returns the iovecs that it takes. */
-static int lay_out(struct tx *tx, int index, int iovecs, Rows *rows, const struct layout *how,
-                   struct place *place) {
+static int lay_out_one(struct tx *tx, int index, int iovecs, Rows *rows, const struct layout *how,
+                       struct place *place) {
     struct row *row = &rows->rows[place->row];
     struct msghdr *header = &tx->headers[index].msg_hdr;
     const char *name = how->own_names ? row->name : how->name;
@@ -187,133 +170,166 @@ static int lay_out(struct tx *tx, int index, int iovecs, Rows *rows, const struc
     tx->messages[index].end = *place;
     tx->messages[index].datagrams = segments;
     tx->messages[index].nbytes = nbytes;
-    tx->messages[index].segmented = segments > 1;
     return used;
 }
 
-/* prepare(rows, name, row, offset, gso, single, family) -> Transmission from there on.
- *
- * `name` is raw bytes for all rows, None for the connected peer, or True: each row its own. `single`
- * lays out the one datagram there, unsegmented. */
-PyObject *prepare(PyObject *module, PyObject *const *args, Py_ssize_t count) {
-    State *state = state_of(module);
-    if (count != 7 || Py_TYPE(args[0]) != state->rows_type)
-        return PyErr_Format(PyExc_TypeError, "prepare takes rows and 6 more");
-    Rows *rows = (Rows *)args[0];
-    long row = PyLong_AsLong(args[2]), offset = PyLong_AsLong(args[3]);
-    long family = PyLong_AsLong(args[6]);
-    int single = args[5] == Py_True;
-    struct layout how = {.own_names = args[1] == Py_True,
+/* Lay out what is left, as much as one call takes. Returns -1 without memory. */
+static int lay_out(Outgoing *sending) {
+    Rows *rows = sending->rows;
+    PyObject *name = sending->name_owner;
+    struct layout how = {.own_names = name == Py_True,
                          /* of a received row they are what the kernel said, and not to be said */
                          .controls = rows->addresses != NULL,
-                         .gso = args[4] == Py_True && !single,
-                         .family = (int)family};
+                         .gso = sending->gso && !sending->single,
+                         .family = sending->family};
+    if (PyBytes_Check(name)) {
+        how.name = PyBytes_AsString(name);
+        how.name_length = (uint16_t)PyBytes_Size(name);
+    }
+    if (!sending->tx && !(sending->tx = tx_take(sending->state)))
+        return PyErr_NoMemory(), -1;
+    struct place place = sending->begin;
+    int most = sending->single ? 1 : MAX_MESSAGES, count = 0;
+    for (int iovecs = 0; place.row < rows->count && count < most && iovecs < MAX_PIECES; count++)
+        iovecs += lay_out_one(sending->tx, count, iovecs, rows, &how, &place);
+    sending->count = count;
+    sending->done = 0;
+    return 0;
+}
+
+static void let_go(Outgoing *sending) {
+    if (sending->tx)
+        tx_put(sending->state, sending->tx);
+    sending->tx = NULL;
+    sending->count = sending->done = 0;
+}
+
+/* outgoing(rows, name, family) -> Outgoing, and nothing of it is sent yet.
+ *
+ * `name` is raw bytes for all rows, None for the connected peer, or True: each row its own. */
+PyObject *outgoing(PyObject *module, PyObject *const *args, Py_ssize_t count) {
+    State *state = state_of(module);
+    if (count != 3 || Py_TYPE(args[0]) != state->rows_type)
+        return PyErr_Format(PyExc_TypeError, "outgoing takes rows, a name and a family");
+    long family = PyLong_AsLong(args[2]);
     if (PyErr_Occurred())
         return NULL;
-    if (row < 0 || row >= rows->count || offset < 0 ||
-        (offset > 0 && offset >= (long)rows->rows[row].length))
-        return PyErr_Format(PyExc_IndexError, "byte %ld of row %ld", offset, row);
-    if (!how.own_names && args[1] != Py_None) {
-        Py_ssize_t length = PyBytes_Check(args[1]) ? PyBytes_Size(args[1]) : -1;
-        if (length < 0 || length > NAME_SIZE)
-            return PyErr_Format(PyExc_ValueError, "a name has at most %d bytes", NAME_SIZE);
-        how.name = PyBytes_AsString(args[1]);
-        how.name_length = (uint16_t)length;
-    }
-    Transmission *sending = PyObject_New(Transmission, state->transmission_type);
-    if (!sending)
+    if (args[1] != Py_True && args[1] != Py_None &&
+        !(PyBytes_Check(args[1]) && PyBytes_Size(args[1]) <= NAME_SIZE))
+        return PyErr_Format(PyExc_ValueError, "a name has at most %d bytes", NAME_SIZE);
+    Rows *rows = args[1] == Py_True ? rows_gathered((Rows *)args[0]) : (Rows *)Py_NewRef(args[0]);
+    Outgoing *sending = rows ? PyObject_New(Outgoing, state->outgoing_type) : NULL;
+    if (!sending) {
+        Py_XDECREF(OBJECT(rows));
         return NULL;
-    memset((char *)sending + offsetof(Transmission, state), 0,
-           sizeof *sending - offsetof(Transmission, state));
-    sending->state = state;
-    sending->rows = (Rows *)Py_NewRef(OBJECT(rows));
-    sending->name_owner = Py_NewRef(args[1]);
-    sending->tx = tx_take(state);
-    if (!sending->tx) {
-        Py_DECREF(OBJECT(sending));
-        return PyErr_NoMemory();
     }
-    struct place place = {(int)row, (uint32_t)offset};
-    sending->begin = place;
-    for (int iovecs = 0; place.row < rows->count && sending->count < (single ? 1 : MAX_MESSAGES) &&
-                         iovecs < MAX_PIECES;
-         sending->count++)
-        iovecs += lay_out(sending->tx, sending->count, iovecs, rows, &how, &place);
+    memset((char *)sending + offsetof(Outgoing, state), 0,
+           sizeof *sending - offsetof(Outgoing, state));
+    sending->state = state;
+    sending->rows = rows;
+    sending->name_owner = Py_NewRef(args[1]);
+    sending->family = (int)family;
     return (PyObject *)sending;
 }
 
-/* -- sending what is laid out */
+/* -- sending */
 
-/* send(fd, most) -> 0, or the errno with which nothing was sent; see the members. */
-static PyObject *transmission_send(Transmission *sending, PyObject *const *args, Py_ssize_t count) {
-    if (count != 2)
-        return PyErr_Format(PyExc_TypeError, "send takes 2 arguments, not %zd", count);
-    long fd = PyLong_AsLong(args[0]), most = PyLong_AsLong(args[1]);
+/* What a message counts for: one call of the kernel's, and each 16 KiB as much again. */
+static int work_of(const struct tx *tx, int index) {
+    return 1 + (int)(tx->messages[index].nbytes >> 14);
+}
+
+/* send(fd, budget, gso, single) -> 0, or the errno with which nothing was sent; see the members.
+ *
+ * One call, of as many messages as the budget of work allows. What is laid out stays so while
+ * messages are refused one by one, and until then as long as the next call comes at once. */
+static PyObject *outgoing_send(Outgoing *sending, PyObject *const *args, Py_ssize_t count) {
+    if (count != 4)
+        return PyErr_Format(PyExc_TypeError, "send takes 4 arguments, not %zd", count);
+    long fd = PyLong_AsLong(args[0]), budget = PyLong_AsLong(args[1]);
+    char gso = args[2] == Py_True, single = args[3] == Py_True;
     if (PyErr_Occurred())
         return NULL;
-    int left = sending->tx ? sending->count - sending->done : 0, first = sending->done, sent, error;
-    if (most < 1 || left < 1)
-        return PyErr_Format(PyExc_ValueError, "%ld of %d messages", most, left);
+    if (sending->begin.row >= sending->rows->count)
+        return PyErr_Format(PyExc_ValueError, "nothing is left");
+    sending->work = 0;
+    if (sending->done == sending->count || sending->gso != gso || sending->single != single) {
+        sending->gso = gso;
+        sending->single = single;
+        if (lay_out(sending) < 0)
+            return NULL;
+    }
     struct tx *tx = sending->tx;
+    int first = sending->done, last = first, sent, error;
+    long spent = 0;
+    do
+        spent += work_of(tx, last++);
+    while (last < sending->count && spent < budget);
     Py_BEGIN_ALLOW_THREADS
     do
-        sent = sending->state->sendmmsg((int)fd, tx->headers + first,
-                                           (unsigned int)(most < left ? most : left),
-                                           MSG_DONTWAIT | MSG_NOSIGNAL);
+        sent = sending->state->sendmmsg((int)fd, tx->headers + first, (unsigned int)(last - first),
+                                        MSG_DONTWAIT | MSG_NOSIGNAL);
     while (sent < 0 && errno == EINTR);
     error = errno;
     Py_END_ALLOW_THREADS
-    sending->messages = 0;
-    sending->datagrams = sending->nbytes = 0;
-    sending->error = sent < 0 ? error : 0;
-    for (int i = 0; i < sent; i++) {
-        sending->datagrams += tx->messages[first + i].datagrams;
-        sending->nbytes += tx->messages[first + i].nbytes;
+    for (int i = first; i < first + sent; i++) {
+        sending->datagrams += tx->messages[i].datagrams;
+        sending->nbytes += tx->messages[i].nbytes;
+        sending->work += work_of(tx, i);
     }
     if (sent > 0) {
-        sending->messages = sent;
+        sending->messages += sent;
         sending->done += sent;
         sending->begin = tx->messages[sending->done - 1].end;
     }
     if (sending->done < sending->count) { /* the message that is next: the refused one, if any */
         sending->end = tx->messages[sending->done].end;
-        sending->segmented = (char)tx->messages[sending->done].segmented;
+        sending->segmented = tx->messages[sending->done].datagrams > 1;
     }
-    return PyLong_FromLong(sending->error);
+    if (sending->done == sending->count || (sent < 0 && (error == EAGAIN || error == EWOULDBLOCK)))
+        let_go(sending);
+    return PyLong_FromLong(sent < 0 ? error : 0);
 }
 
-static PyObject *transmission_skip(Transmission *sending, PyObject *Py_UNUSED(ignored)) {
-    if (sending->tx && sending->done < sending->count)
-        sending->begin = sending->tx->messages[sending->done++].end;
+/* skip(train, offset): go on from there, where the refused message or a later one ends. */
+static PyObject *outgoing_skip(Outgoing *sending, PyObject *const *args, Py_ssize_t count) {
+    if (count != 2)
+        return PyErr_Format(PyExc_TypeError, "skip takes 2 arguments, not %zd", count);
+    long row = PyLong_AsLong(args[0]), offset = PyLong_AsLong(args[1]);
+    if (PyErr_Occurred())
+        return NULL;
+    int rows = sending->rows->count;
+    if (row < sending->begin.row || row > rows || offset < 0 ||
+        (offset > 0 && (row == rows || offset >= (long)sending->rows->rows[row].length)))
+        return PyErr_Format(PyExc_IndexError, "byte %ld of row %ld", offset, row);
+    sending->begin = (struct place){(int)row, (uint32_t)offset};
+    if (sending->done < sending->count && sending->end.row == row && sending->end.offset == offset)
+        sending->done++; /* those behind it stay laid out */
+    else
+        let_go(sending);
     Py_RETURN_NONE;
 }
 
-static PyObject *transmission_close(Transmission *sending, PyObject *Py_UNUSED(ignored)) {
-    if (sending->tx)
-        tx_put(sending->state, sending->tx);
-    sending->tx = NULL;
-    sending->count = sending->done = 0;
-    Py_CLEAR(sending->rows);
-    Py_CLEAR(sending->name_owner);
-    Py_RETURN_NONE;
-}
-
-static void transmission_dealloc(Transmission *sending) {
+static void outgoing_dealloc(Outgoing *sending) {
     PyTypeObject *type = Py_TYPE(OBJECT(sending));
-    Py_DECREF(transmission_close(sending, NULL));
+    let_go(sending);
+    Py_DECREF(OBJECT(sending->rows));
+    Py_DECREF(sending->name_owner);
     PyObject_Free(sending);
     Py_DECREF(type);
 }
 
-static PyObject *transmission_more(Transmission *sending, void *Py_UNUSED(closure)) {
-    return PyBool_FromLong(sending->done < sending->count);
+static PyObject *outgoing_more(Outgoing *sending, void *Py_UNUSED(closure)) {
+    return PyBool_FromLong(sending->begin.row < sending->rows->count);
 }
 
-#define OFFSET(member) offsetof(Transmission, member)
-static PyMemberDef transmission_members[] = {
-    {"messages", T_INT, OFFSET(messages), READONLY, "Messages that the last call took."},
+#define OFFSET(member) offsetof(Outgoing, member)
+static PyMemberDef outgoing_members[] = {
+    {"content", T_OBJECT_EX, OFFSET(rows), READONLY, "The rows, in the order in which they leave."},
+    {"messages", T_LONGLONG, OFFSET(messages), READONLY, "Messages that the kernel took so far."},
     {"datagrams", T_LONGLONG, OFFSET(datagrams), READONLY, "Datagrams in them."},
     {"nbytes", T_LONGLONG, OFFSET(nbytes), READONLY, "Payload bytes in them."},
+    {"work", T_INT, OFFSET(work), READONLY, "What the messages of the last call count for."},
     {"train", T_INT, OFFSET(begin.row), READONLY, "The train that the next message begins in."},
     {"offset", T_UINT, OFFSET(begin.offset), READONLY, "The payload bytes before it in the train."},
     {"end_train", T_INT, OFFSET(end.row), READONLY, "The train behind the next message."},
@@ -321,26 +337,26 @@ static PyMemberDef transmission_members[] = {
     {"segmented", T_BOOL, OFFSET(segmented), READONLY, "Whether the next message is segmented."},
     {NULL, 0, 0, 0, NULL},
 };
-static PyGetSetDef transmission_getset[] = {
-    {"more", (getter)transmission_more, NULL, "Whether messages are left.", NULL},
+static PyGetSetDef outgoing_getset[] = {
+    {"more", (getter)outgoing_more, NULL, "Whether anything is left.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
-static PyMethodDef transmission_methods[] = {
-    {"send", (PyCFunction)(void (*)(void))transmission_send, METH_FASTCALL,
-     "send(fd, most) -> 0, or the errno with which nothing was sent"},
-    {"skip", (PyCFunction)transmission_skip, METH_NOARGS, "Leave out the next message."},
-    {"close", (PyCFunction)transmission_close, METH_NOARGS, "Let go of everything."},
+static PyMethodDef outgoing_methods[] = {
+    {"send", (PyCFunction)(void (*)(void))outgoing_send, METH_FASTCALL,
+     "send(fd, budget, gso, single) -> 0, or the errno with which nothing was sent"},
+    {"skip", (PyCFunction)(void (*)(void))outgoing_skip, METH_FASTCALL,
+     "skip(train, offset): leave out what is before, which was refused"},
     {NULL, NULL, 0, NULL},
 };
-static PyType_Slot transmission_slots[] = {
-    {Py_tp_dealloc, transmission_dealloc}, {Py_tp_members, transmission_members},
-    {Py_tp_getset, transmission_getset},   {Py_tp_methods, transmission_methods},
-    {Py_tp_doc, "Messages that are laid out for sendmmsg."},
+static PyType_Slot outgoing_slots[] = {
+    {Py_tp_dealloc, outgoing_dealloc}, {Py_tp_members, outgoing_members},
+    {Py_tp_getset, outgoing_getset},   {Py_tp_methods, outgoing_methods},
+    {Py_tp_doc, "Rows that are being sent, and how far they got."},
     {0, NULL},
 };
-PyType_Spec transmission_spec = {
-    .name = "snaptun_trio._kernel._rows.Transmission",
-    .basicsize = sizeof(Transmission),
+PyType_Spec outgoing_spec = {
+    .name = "snaptun_trio._kernel._rows.Outgoing",
+    .basicsize = sizeof(Outgoing),
     .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION | Py_TPFLAGS_IMMUTABLETYPE,
-    .slots = transmission_slots,
+    .slots = outgoing_slots,
 };

@@ -77,13 +77,16 @@ def encode(address: Address, family: int) -> bytes:
     raise ValueError(f"sockets of address family {family} are not supported")
 
 
+_NUMBERS = {int}
+
+
 def name_of(address: Address, family: int) -> bytes:
     """The raw ``sockaddr`` for an address that a program gave us.
 
     Raises:
       TypeError, ValueError: see `encode`.
     """
-    if isinstance(address, tuple) and all(type(number) is int for number in address[1:]):
+    if isinstance(address, tuple) and _NUMBERS.issuperset(map(type, address[1:])):
         return encode(address, family)
     # Not through the cache, to which 80.0 and True are as good as 80 and 1.
     return encode.__wrapped__(address, family)

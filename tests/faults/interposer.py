@@ -82,7 +82,7 @@ class Interposer:
         self.calls = 0
         self._real_one = _portable._send_message
         monkeypatch.setattr(_portable, "_send_message", self._send_message)
-        if _kernel.pick_backend().name == "linux":
+        if _kernel.choose_backend()[0].backend == "linux":
             _, self._real_mmsg = system_calls.replace(monkeypatch, send=self._sendmmsg)
 
     def _sendmmsg(self, fd: int, address: int, count: int, flags: int) -> int:

@@ -170,7 +170,7 @@ async def test_another_reader_of_the_same_socket_causes_no_pause(
     """Two processes that share a socket: both are woken, and the other is always first."""
     with sockets.udp() as into, sockets.udp() as out:
         receiver = UdpBatchReceiver(into)
-        real = receiver._backend.receive
+        real = receiver._io.receive
 
         def too_late(*arguments: object) -> object:
             if len(waits) < WAKES:
@@ -178,8 +178,7 @@ async def test_another_reader_of_the_same_socket_causes_no_pause(
             return real(*arguments)  # type: ignore[arg-type]
 
         stolen: list[bytes] = []
-        backend = type("Late", (), {"receive": staticmethod(too_late)})()
-        monkeypatch.setattr(receiver, "_backend", backend)
+        monkeypatch.setattr(receiver._io, "receive", too_late)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(receiver.receive)
             await wait_all_tasks_blocked()

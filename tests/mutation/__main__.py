@@ -20,7 +20,9 @@ def _arguments() -> argparse.Namespace:
     add("tests", nargs="*", default=["tests"], help="files or folders of tests (default: all)")
     add("--sample", type=int, metavar="N", help="run N mutants that are chosen at random")
     add("--seed", type=int, default=1, metavar="S", help="the seed of the choice (default: 1)")
-    add("--only", action="append", default=[], metavar="GLOB", help="files such as '_queue.py'")
+    add(
+        "--only", action="append", default=[], metavar="GLOB", help="files such as '_send_queue.py'"
+    )
     add("--processes", type=int, default=os.cpu_count() or 1, metavar="P", help="at a time")
     add("--map", type=Path, metavar="FILE", help="keep which test runs what, for the next run")
     add("--json", type=Path, metavar="FILE", help="write all verdicts down")

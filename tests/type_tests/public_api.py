@@ -98,7 +98,7 @@ async def sender(sock: trio.socket.SocketType, packet: Packet, batch: PacketBatc
             sender.try_queue_packet(packet, ("192.0.2.1", 9))
             sender.try_queue_train(batch.trains[0])
         except QueueFullError as full:
-            assert_type(full.target, Address | None)
+            assert_type(full.address, Address | None)
         except PacketTooLargeError as large:
             assert_type(large.packet_len, int)
             refused: QueuePacketError = large

@@ -1,7 +1,7 @@
 # Waits for one direction of a borrowed socket.
 #
 # One task at a time; woken by `close`; never on a closed socket; never in a spin. Receiver and
-# sender own one gate each. It must not know what is moved, nor when waiting is called for.
+# sender own one each. It must not know what is moved, nor when waiting is called for.
 
 from __future__ import annotations
 
@@ -10,13 +10,10 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from ._kernel import _error_queue
-
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
     from types import TracebackType
 
-    from ._kernel._interface import Socket
+    from ._kernel._interface import SocketIO
 
 # Some sockets are "ready" for ever and give nothing: after shutdown(SHUT_RD) on a connected one,
 # say. After so many tries in a row that found nothing on a socket that was still called ready we
@@ -30,46 +27,36 @@ _FIRST_PAUSE = 0.001  # seconds
 _LONGEST_PAUSE = 0.064
 
 
-class Gate:
+class ReadinessWaiter:
     """One direction of a socket, as one task after the other may use it.
 
     As a context manager it keeps others out, with `trio.BusyResourceError`.
 
     Args:
-      wait: waits until the socket is ready for this direction.
-      ready: whether the kernel says now that it is.
-      doing: what a task does that goes through, for messages.
-      dropped: how much the kernel took out of the socket's queue because it was no good.
+      io: the socket.
+      reading: the direction.
+      doing: what a task does that uses it, for messages.
 
     Attributes:
       closed: whether `close` was called.
+      fruitless: how many wake-ups in a row brought nothing. Who moves data sets it to 0.
       asynchronous_errors: errors about earlier datagrams that came to light here, by errno.
     """
 
-    def __init__(
-        self,
-        sock: Socket,
-        wait: Callable[[Socket], Awaitable[None]],
-        ready: Callable[[Socket], bool],
-        doing: str,
-        *,
-        dropped: Callable[[Socket], int | None] = lambda _: None,
-    ) -> None:
-        self._sock = sock
-        self._wait = wait
-        self._ready = ready
+    def __init__(self, io: SocketIO, doing: str, *, reading: bool) -> None:
+        self._io = io
+        self._wait = io.wait_readable if reading else io.wait_writable
+        self._reading = reading
         self._doing = doing
-        self._dropped = dropped
         self._dropped_before: int | None = None
         self._busy = False
         self._scope: trio.CancelScope | None = None
-        self._fruitless = 0
+        self.fruitless = 0
         self.closed = False
         self.asynchronous_errors: Counter[int] = Counter()
 
     def __enter__(self) -> None:
-        if self._busy:
-            raise trio.BusyResourceError(f"another task is already {self._doing}")
+        self.check_free()
         self._busy = True
 
     def __exit__(
@@ -86,12 +73,17 @@ class Gate:
         Raises:
           trio.ClosedResourceError: one of the two.
         """
-        if self.closed or self._sock.fileno() < 0:
+        if self.closed or self._io.sock.fileno() < 0:
             raise trio.ClosedResourceError(f"closed while {self._doing}") from None
 
-    def progress(self) -> None:
-        """Tell that the last wait was worth it."""
-        self._fruitless = 0
+    def check_free(self) -> None:
+        """Refuse to go on while another task uses this direction.
+
+        Raises:
+          trio.BusyResourceError: one does.
+        """
+        if self._busy:
+            raise trio.BusyResourceError(f"another task is already {self._doing}")
 
     async def wait(self) -> None:
         """Wait until the socket is ready, or until a pause is over that keeps us from spinning.
@@ -103,28 +95,30 @@ class Gate:
         """
         # Not even to be asked with a closed socket: trio would remember descriptor -1 as taken.
         self.check_open()
-        if self._fruitless and self._something_happened():
-            self._fruitless = 0
+        if self.fruitless and self._something_happened():
+            self.fruitless = 0
         # A scope of our own, so that closing wakes this task and nobody else who waits for the
         # same borrowed socket, as trio.lowlevel.notify_closing would.
         with trio.CancelScope() as self._scope:
-            if self._fruitless >= _PATIENCE:
-                doublings = min(self._fruitless - _PATIENCE, 16)
+            if self.fruitless >= _PATIENCE:
+                doublings = min(self.fruitless - _PATIENCE, 16)
                 await trio.sleep(min(_FIRST_PAUSE * 2.0**doublings, _LONGEST_PAUSE))
                 self.check_open()  # the owner may have closed the socket during the pause
-            await self._wait(self._sock)
+            await self._wait()
             # Only a wake-up can be fruitless: a wait that was cancelled says nothing of the socket.
-            self._fruitless += 1
+            self.fruitless += 1
         self._scope = None
         self.check_open()
 
     def _something_happened(self) -> bool:
         """Whether a wake-up that brought nothing had a reason that is gone now."""
-        errors = _error_queue.drain(self._sock)
+        errors = self._io.drain_errors()
         self.asynchronous_errors += errors
-        if errors or not self._ready(self._sock):
+        if errors or not self._io.is_ready(reading=self._reading):
             return True
-        before, self._dropped_before = self._dropped_before, self._dropped(self._sock)
+        if not self._reading:
+            return False
+        before, self._dropped_before = self._dropped_before, self._io.drops()
         return before != self._dropped_before
 
     def close(self) -> None:

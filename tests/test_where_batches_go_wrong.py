@@ -1,4 +1,4 @@
-# What the Rust module gets wrong, right: seven points, each on real sockets.
+# Seven places where a batched UDP module easily goes wrong, right here: each on real sockets.
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-# The five tests of udp_batch.rs, as behaviours, and the parts of its interface that they use.
+# The queue to the datagram: what fits, what is refused, and that a flush leaves nothing behind.
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_the_packet_after_the_last_that_fits_is_refused(backend: str, udp: ends.
             pair.sender.try_queue_packet(b"one too many", pair.target)
         assert isinstance(refusal.value, QueuePacketError)
         assert refusal.value.packet == b"one too many"
-        assert refusal.value.target == pair.target
+        assert refusal.value.address == pair.target
         pair.sender.try_flush_best_effort()
         ends.expect_only(pair, packets)
         pair.sender.try_queue_packet(b"now it fits", pair.target)
@@ -77,5 +77,5 @@ def test_a_packet_that_is_too_large_is_refused(backend: str, udp: ends.MakeSocke
     assert isinstance(refusal.value, QueuePacketError)
     assert (refusal.value.packet_len, refusal.value.max_packet_size) == (101, 100)
     assert refusal.value.packet == bytes(101)
-    assert refusal.value.target == ("127.0.0.1", 9)
+    assert refusal.value.address == ("127.0.0.1", 9)
     assert sender.statistics().datagrams_queued == 1

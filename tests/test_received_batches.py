@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from snaptun_trio import PacketBatch, PacketBufPool, PacketTrain, UdpBatchReceiver
-from snaptun_trio._batch import columns_of
+from snaptun_trio._batch import messages_of
 from snaptun_trio._kernel import _abi, _sockaddr
 
 from . import system_calls
@@ -152,7 +152,7 @@ def check_batch(batch: PacketBatch, messages: list[Incoming]) -> None:
     assert batch.nbytes == sum(train.nbytes for train in expected)
     assert list(batch) == [(packet, train.address) for train in expected for packet in train]
     assert looked_at(batch.trains) == looked_at(expected)
-    assert looked_at(columns_of(batch)[0].trains()) == looked_at(expected)
+    assert looked_at(messages_of(batch)[0].trains()) == looked_at(expected)
 
 
 @given(calls=calls)
@@ -174,7 +174,7 @@ def test_a_copied_batch_is_what_it_would_be_in_its_slab(
             assert recorder.incoming == left, "it was offered as many slots"
             assert list(other.trains) == list(batch.trains)
             assert list(other) == list(batch)
-            ours, theirs = columns_of(other)[0], columns_of(batch)[0]
+            ours, theirs = messages_of(other)[0], messages_of(batch)[0]
             for question in ("count", "datagrams", "nbytes"):
                 assert getattr(ours, question) == getattr(theirs, question), question
             assert ours.trains() == theirs.trains()

@@ -1,24 +1,20 @@
-# The gate: what keeps a task from spinning on a socket that is ready for ever and gives nothing.
+# The waiter: what keeps a task from spinning on a socket that is ready for ever and gives nothing.
 
 from __future__ import annotations
 
 import errno
 import socket
 import sys
-from typing import TYPE_CHECKING
 
 import pytest
 import trio
 import trio.testing
 
 from snaptun_trio import PacketTrain, UdpBatchReceiver, UdpBatchSender
-from snaptun_trio._gate import Gate
-from snaptun_trio._kernel import _readiness
+from snaptun_trio._kernel import socket_io
+from snaptun_trio._waiter import ReadinessWaiter
 
 from . import ends, scripted
-
-if TYPE_CHECKING:
-    from snaptun_trio._kernel._interface import Socket
 
 IP_RECVERR = 11  # include/uapi/linux/in.h
 IPV6_RECVERR = 25  # include/uapi/linux/in6.h
@@ -26,18 +22,15 @@ linux_only = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has 
 
 
 @pytest.fixture
-def receiver(
-    kernel: scripted.ScriptedBackend, udp: ends.MakeSocket, monkeypatch: pytest.MonkeyPatch
-) -> UdpBatchReceiver:
+def receiver(kernel: scripted.ScriptedKernel, udp: ends.MakeSocket) -> UdpBatchReceiver:
     """A receiver on a socket that is called ready for ever."""
-    kernel.waits.always_ready = True
-    monkeypatch.setattr(_readiness, "readable", lambda _: True)
+    kernel.waits.always_ready = kernel.ready = True
     return UdpBatchReceiver(udp())
 
 
 async def test_a_socket_that_is_ready_for_ever_is_not_asked_all_the_time(
     receiver: UdpBatchReceiver,
-    kernel: scripted.ScriptedBackend,
+    kernel: scripted.ScriptedKernel,
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     with trio.move_on_after(60):
@@ -47,7 +40,7 @@ async def test_a_socket_that_is_ready_for_ever_is_not_asked_all_the_time(
 
 async def test_pauses_end_when_something_comes(
     receiver: UdpBatchReceiver,
-    kernel: scripted.ScriptedBackend,
+    kernel: scripted.ScriptedKernel,
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     with trio.move_on_after(10):
@@ -66,7 +59,7 @@ async def test_pauses_end_when_something_comes(
 
 
 async def test_waits_that_were_cancelled_cause_no_pauses(
-    kernel: scripted.ScriptedBackend,
+    kernel: scripted.ScriptedKernel,
     udp: ends.MakeSocket,
     autojump_clock: trio.testing.MockClock,
 ) -> None:
@@ -90,7 +83,7 @@ async def test_waits_that_were_cancelled_cause_no_pauses(
 @pytest.mark.parametrize("what", ["receiver", "socket"])
 async def test_closing_during_a_pause_is_noticed_and_the_socket_not_waited_for(
     receiver: UdpBatchReceiver,
-    kernel: scripted.ScriptedBackend,
+    kernel: scripted.ScriptedKernel,
     mock_clock: trio.testing.MockClock,
     what: str,
 ) -> None:
@@ -141,12 +134,12 @@ async def test_an_error_queue_that_the_owner_switched_on_is_emptied(
 
 async def test_a_wait_is_always_a_checkpoint(udp: ends.MakeSocket) -> None:
     sock = udp()
-    gate = Gate(sock, trio.lowlevel.wait_writable, _readiness.writable, "testing")
+    waiter = ReadinessWaiter(socket_io(sock), "testing", reading=False)
     with trio.testing.assert_checkpoints():
-        await gate.wait()
-    gate.close()
+        await waiter.wait()
+    waiter.close()
     with pytest.raises(trio.ClosedResourceError, match="testing"):
-        await gate.wait()
+        await waiter.wait()
 
 
 async def test_another_user_of_the_socket_is_reported_and_does_no_harm(
@@ -167,13 +160,13 @@ async def test_another_user_of_the_socket_is_reported_and_does_no_harm(
 
 
 async def test_the_same_for_sending(
-    kernel: scripted.ScriptedBackend, udp: ends.MakeSocket, monkeypatch: pytest.MonkeyPatch
+    kernel: scripted.ScriptedKernel, udp: ends.MakeSocket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def busy(sock: Socket) -> None:
+    async def busy(io: scripted.ScriptedIO) -> None:
         await trio.lowlevel.checkpoint()
         raise trio.BusyResourceError
 
-    monkeypatch.setattr(trio.lowlevel, "wait_writable", busy)
+    monkeypatch.setattr(scripted.ScriptedIO, "wait_writable", busy)
     sender = UdpBatchSender(udp())
     sender.try_queue_packet(b"x", ("127.0.0.1", 9))
     kernel.sends.append(-errno.EAGAIN)

@@ -24,7 +24,7 @@ from snaptun_trio._kernel import _abi, _sockaddr
 
 from . import ends
 from .recorder import Incoming, Message, Recorder
-from .test_columns import PEERS, alike, calls, messages_of_any_kind
+from .test_received_batches import PEERS, alike, calls, messages_of_any_kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
