@@ -1,9 +1,13 @@
-# The loops that run asyncio's protocols: asyncio's own, uvloop's, and aiofastnet's.
+# The loops that programs run on: trio's, asyncio's own, uvloop's, and aiofastnet's.
+#
+# None lets a program wait for ever for what does not come.
 
 from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING
+
+import trio
 
 from ._traffic import HANG_GUARD
 
@@ -27,7 +31,7 @@ def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 def run_on_loop(name: str, program: Callable[[], Awaitable[None]]) -> None:
-    """Run a program on such a loop. It does not wait for ever for what does not come."""
+    """Run a program on such a loop. Raises `TimeoutError` if it takes far too long."""
 
     async def main() -> None:
         async with asyncio.timeout(HANG_GUARD):
@@ -35,3 +39,16 @@ def run_on_loop(name: str, program: Callable[[], Awaitable[None]]) -> None:
 
     with asyncio.Runner(loop_factory=loop_factory(name)) as runner:
         runner.run(main())
+
+
+def run_in_trio(program: Callable[[], Awaitable[None]]) -> None:
+    """Run a program in trio. Raises `TimeoutError` if it takes far too long."""
+
+    async def main() -> None:
+        with trio.fail_after(HANG_GUARD):
+            await program()
+
+    try:
+        trio.run(main)
+    except trio.TooSlowError as error:
+        raise TimeoutError from error

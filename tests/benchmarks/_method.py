@@ -109,9 +109,10 @@ class Measured:
 def open_contenders(modules: Sequence[str] = MODULES) -> tuple[list[Contender], list[str]]:
     """The contenders that this machine has, and a line for each that it has not."""
     contenders, left_out = [], []
-    for module in modules:
+    for module, contender in [(module, Contender(module)) for module in modules]:
         try:
-            contenders.append(Contender(module))
+            contender.wait()
+            contenders.append(contender)
         except ImportError as error:
             left_out.append(f"{module.removeprefix('_peer').strip('_')} is left out: {error}")
     return contenders, left_out

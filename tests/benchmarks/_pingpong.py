@@ -16,8 +16,9 @@ import trio
 from snaptun_trio import PacketBatch, UdpBatchReceiver, UdpBatchSender, open_batch_pump
 
 from ._client import beside, greet, greeted, open_client
+from ._loops import run_in_trio
 from ._stopwatch import Stopwatch
-from ._traffic import HANG_GUARD, open_socket
+from ._traffic import open_socket
 
 if TYPE_CHECKING:
     from ._traffic import Address
@@ -78,18 +79,13 @@ SERVERS = {
 }
 
 
-async def serve_guarded(variant: str, sock: socket.socket, watch: Stopwatch) -> None:
-    """A server that does not wait for ever for a client that is gone."""
-    with trio.fail_after(HANG_GUARD):
-        await SERVERS[variant](sock, watch)
-
-
 def serve(variant: str, client: Address, count: int) -> float:
     """In the child: echo so many times. CPU nanoseconds of a round trip."""
     with open_socket(socket.AF_INET) as sock:
         greet(sock, client)
         watch = Stopwatch(WARM_UP, count)
-        trio.run(serve_guarded, variant, sock, watch)
+        with watch.counting():
+            run_in_trio(lambda: SERVERS[variant](sock, watch))
         return watch.ns_each
 
 

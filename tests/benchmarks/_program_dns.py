@@ -17,9 +17,9 @@ import trio
 from snaptun_trio import PacketBatch, PacketTrain, UdpBatchReceiver, UdpBatchSender, open_batch_pump
 
 from ._client import beside, greet, greeted, open_client
-from ._loops import run_on_loop
+from ._loops import run_in_trio, run_on_loop
 from ._stopwatch import Stopwatch
-from ._traffic import HANG_GUARD, open_socket
+from ._traffic import open_socket
 
 if TYPE_CHECKING:
     from typing import Any
@@ -127,19 +127,13 @@ IN_TRIO = {
 }
 
 
-async def serve_guarded(variant: str, sock: socket.socket, watch: Stopwatch) -> None:
-    """A server that does not wait for ever for a client that is gone."""
-    with trio.fail_after(HANG_GUARD):
-        await IN_TRIO[variant](sock, watch)
-
-
 def serve(variant: str, client: Address, count: int) -> float:
     """In the child: answer so many. CPU nanoseconds of each."""
     watch = Stopwatch(WARM_UP, count)
-    with open_socket(socket.AF_INET) as sock:
+    with open_socket(socket.AF_INET) as sock, watch.counting():
         greet(sock, client)
         if variant in IN_TRIO:
-            trio.run(serve_guarded, variant, sock, watch)
+            run_in_trio(lambda: IN_TRIO[variant](sock, watch))
         else:
             run_on_loop(variant, lambda: serve_with_protocol(sock, watch))
     return watch.ns_each

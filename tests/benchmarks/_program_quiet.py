@@ -18,9 +18,9 @@ import trio
 from snaptun_trio import PacketBufPool, UdpBatchReceiver
 
 from ._client import beside, greet, greeted, open_client
-from ._loops import run_on_loop
+from ._loops import run_in_trio, run_on_loop
 from ._stopwatch import Stopwatch
-from ._traffic import HANG_GUARD, open_socket, raise_file_limit
+from ._traffic import open_socket, raise_file_limit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -105,17 +105,11 @@ async def receive_with_protocols(sockets: Sequence[socket.socket], told: Told) -
 IN_TRIO = {RECEIVERS: receive_with_receivers, "trio.socket": receive_with_trio_socket}
 
 
-async def receive_guarded(variant: str, sockets: Sequence[socket.socket], told: Told) -> None:
-    """A program that does not wait for ever for a client that is gone."""
-    with trio.fail_after(HANG_GUARD):
-        await IN_TRIO[variant](sockets, told)
-
-
 def serve(variant: str, client: Address, count: int) -> float:
     """In the child: receive so many. CPU nanoseconds of each."""
     raise_file_limit(SOCKETS + 100)
     watch = Stopwatch(WARM_UP, count)
-    with ExitStack() as stack:
+    with ExitStack() as stack, watch.counting():
         told = Told(watch, stack.enter_context(open_socket(socket.AF_INET)), client)
         sockets = []
         for number in range(SOCKETS):
@@ -123,7 +117,7 @@ def serve(variant: str, client: Address, count: int) -> float:
             sockets.append(stack.enter_context(sock))
             greet(sock, client, number)
         if variant in IN_TRIO:
-            trio.run(receive_guarded, variant, sockets, told)
+            run_in_trio(lambda: IN_TRIO[variant](sockets, told))
         else:
             run_on_loop(variant, lambda: receive_with_protocols(sockets, told))
     return watch.ns_each

@@ -18,9 +18,9 @@ import trio
 from snaptun_trio import PacketBatch, PacketBufPool, open_batch_pump
 
 from ._client import beside, greet, greeted, open_client
-from ._loops import run_on_loop
+from ._loops import run_in_trio, run_on_loop
 from ._stopwatch import Stopwatch
-from ._traffic import HANG_GUARD, open_socket, raise_file_limit
+from ._traffic import open_socket, raise_file_limit
 
 if TYPE_CHECKING:
     from typing import Any
@@ -139,21 +139,15 @@ async def relay_with_protocols(sock: socket.socket, far_end: Address, watch: Sto
     front.close()
 
 
-async def relay_guarded(sock: socket.socket, far_end: Address, watch: Stopwatch) -> None:
-    """A relay that does not wait for ever for clients that are gone."""
-    with trio.fail_after(HANG_GUARD):
-        await relay_with_pumps(sock, far_end, watch)
-
-
 def serve(variant: str, far_end: Address, count: int) -> float:
     """In the child: relay so many answers. CPU nanoseconds of a round trip."""
     raise_file_limit(CLIENTS + 100)
     watch = Stopwatch(0, count)
-    with open_socket(socket.AF_INET) as sock:
+    with open_socket(socket.AF_INET) as sock, watch.counting():
         greet(sock, far_end)
         watch.start()
         if variant == PUMPS:
-            trio.run(relay_guarded, sock, far_end, watch)
+            run_in_trio(lambda: relay_with_pumps(sock, far_end, watch))
         else:
             run_on_loop(variant, lambda: relay_with_protocols(sock, far_end, watch))
     return watch.ns_each

@@ -13,7 +13,7 @@ import trio
 
 from snaptun_trio import QueueFullError, UdpBatchSender
 
-from ._loops import run_on_loop
+from ._loops import run_in_trio, run_on_loop
 from ._scene import open_scene
 from ._shapes import Shape
 
@@ -133,7 +133,7 @@ def work(variant: str, budget_ns: int) -> float:
     """In the child: one sitting. CPU nanoseconds a packet."""
     with open_scene(SHAPE, socket.AF_INET, budget_ns) as scene:
         if variant in IN_TRIO:
-            trio.run(IN_TRIO[variant], scene)
+            run_in_trio(lambda: IN_TRIO[variant](scene))
         else:
             run_on_loop(variant, lambda: send_with_protocol(scene))
         return scene.ns_each

@@ -5,7 +5,12 @@
 from __future__ import annotations
 
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 @dataclass
@@ -34,6 +39,15 @@ class Stopwatch:
             self._cpu_ns = time.process_time_ns() - self._cpu_ns
             return True
         return False
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """What takes far too long has lost something; say how much."""
+        try:
+            yield
+        except TimeoutError as error:
+            wanted = self.warm_up + self.count
+            raise RuntimeError(f"only {self.served} were served of {wanted}") from error
 
     @property
     def ns_each(self) -> float:

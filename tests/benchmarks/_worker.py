@@ -48,17 +48,17 @@ def in_new_process(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) 
 
 
 class Contender:
-    """The parent's handle on a contender's process.
-
-    Raises `ImportError` where the contender is not installed.
-    """
+    """The parent's handle on a contender's process, which starts at once."""
 
     def __init__(self, module: str) -> None:
         self._module = module
         self._process = new_process()
+        self._described = self._process.submit(describe, module)
+
+    def wait(self) -> None:
+        """Wait until it is ready. Raises `ImportError` where it is not installed."""
         try:
-            described = self._process.submit(describe, module)
-            self.name, self.works = described.result()
+            self.name, self.works = self._described.result()
         except BaseException:
             self.close()
             raise
