@@ -87,20 +87,22 @@ def receive(scene: Scene) -> None:
             check(LIBRARY.floor_receive(floor, fd, turn.nbytes))
 
 
-def pump(scene: Scene) -> None:
-    """Everything that came in goes on to the sink."""
-    _pump(scene, scene.forwarding_turns(), sockaddr(scene.sock.family, scene.sink_address))
+def pump(scene: Scene, slots: int | None = None) -> None:
+    """Everything that came in goes on to the sink, so many messages a call; as many as suit the
+    shape best, unless told."""
+    target = sockaddr(scene.sock.family, scene.sink_address)
+    _pump(scene, scene.forwarding_turns(), target, slots or scene.shape.floor_slots)
 
 
 def echo(scene: Scene) -> None:
     """Everything that came in goes back to where it came from."""
-    _pump(scene, scene.answering_turns(), None)
+    _pump(scene, scene.answering_turns(), None, scene.shape.floor_slots)
 
 
-def _pump(scene: Scene, turns: Iterator[Load], target: bytes | None) -> None:
+def _pump(scene: Scene, turns: Iterator[Load], target: bytes | None, slots: int) -> None:
     scene.sock.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
     fd, pump = scene.sock.fileno(), LIBRARY.floor_pump
-    with open_floor(scene.shape.floor_slots) as floor:
+    with open_floor(slots) as floor:
         for turn in turns:
             check(pump(floor, fd, fd, turn.nbytes, target, len(target or b"")))
 

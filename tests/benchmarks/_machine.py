@@ -7,7 +7,7 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-PACKAGES = ("snaptun_trio", "trio", "anyio", "uvloop")
+PACKAGES = ("snaptun_trio", "trio", "anyio", "uvloop", "aiofastnet")
 
 
 def processor() -> str:

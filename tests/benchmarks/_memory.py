@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import gc
-import resource
 import socket
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,7 +16,7 @@ from snaptun_trio import PacketBufPool, UdpBatchReceiver, open_batch_pump
 
 from ._fact import Fact
 from ._shapes import SHAPES, Shape
-from ._traffic import Sinks, Traffic, open_socket
+from ._traffic import Sinks, Traffic, open_socket, raise_file_limit
 from ._worker import in_new_process
 
 DATAGRAMS = 1_000_000
@@ -68,11 +67,7 @@ def pumping(shape: Shape) -> tuple[int, int, int, int]:
 
 async def open_idle_receivers() -> tuple[int, int]:
     """Resident bytes for each receiver, and for each with a task that waits in it."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = IDLE_RECEIVERS + 100
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        wanted = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    raise_file_limit(IDLE_RECEIVERS + 100)
     with ExitStack() as stack:
         sockets = [stack.enter_context(open_socket(socket.AF_INET)) for _ in range(IDLE_RECEIVERS)]
         UdpBatchReceiver(sockets[0], pool := PacketBufPool())  # what only the first one costs

@@ -21,6 +21,7 @@ COLOURS = {
     FLOOR: "#000000",
     OURS: "#d55e00",
     "uvloop": "#009e73",
+    "aiofastnet": "#f0e442",
     "asyncio": "#56b4e9",
     "trio.socket": "#0072b2",
     "anyio": "#cc79a7",

@@ -6,21 +6,27 @@
 from __future__ import annotations
 
 import json
+import statistics
 from dataclasses import asdict
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ._method import FLOOR, OURS, aim
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from ._beside import Comparison
     from ._fact import Fact
     from ._method import Measured
+    from ._outcome import Outcome
 
-PEERS = ("trio.socket", "anyio", "asyncio", "uvloop")
-HEAD = ("", "floor", "ours", "x floor", "spread", "aim", *PEERS)
+PEERS = ("trio.socket", "anyio", "asyncio", "uvloop", "aiofastnet")
+HEAD = ("", "floor", "ours", "x floor", "aim", "spread", *PEERS)
+BESIDE_HEAD = ("", "us", "beside", "us", "x", "aim", "spread")
 FACT_HEAD = ("", "figure", "aim", "")
+
+Sections: TypeAlias = list[tuple[str, list[list[str]]]]
 
 
 def number(figure: float) -> str:
@@ -41,8 +47,8 @@ def line(measured: Measured) -> list[str]:
         number(floor) if floor is not None else "-",
         number(ours) if ours is not None else "-",
         f"{ratio:.2f}" if ratio is not None else "-",
-        f"{spread[0]:.2f}-{spread[1]:.2f}" if spread is not None else "-",
         f"{wanted:.2f}" if wanted is not None else "",
+        f"{spread[0]:.2f}-{spread[1]:.2f}" if spread is not None else "-",
     ]
     for peer in PEERS:
         ns, times = measured.median(peer), measured.ratio(peer, OURS)
@@ -53,26 +59,42 @@ def line(measured: Measured) -> list[str]:
     return cells
 
 
-def sections(results: Iterable[Measured]) -> Iterable[tuple[str, list[list[str]]]]:
-    """The table's parts."""
-    for title, group in groupby(results, lambda measured: measured.row.title):
-        yield title, [line(measured) for measured in group]
+def sections(results: Iterable[Measured]) -> Sections:
+    """The first table's parts."""
+    groups = groupby(results, lambda measured: measured.row.title)
+    return [(title, [line(measured) for measured in group]) for title, group in groups]
 
 
-def fact_sections(facts: Iterable[Fact]) -> Iterable[tuple[str, list[list[str]]]]:
+def beside_line(comparison: Comparison) -> list[str]:
+    """One row of the second table."""
+    low, high = comparison.spread
+    return [
+        comparison.name,
+        number(statistics.median(comparison.ours) / 1000),
+        comparison.peer,
+        number(statistics.median(comparison.theirs) / 1000),
+        f"{comparison.ratio:.2f}",
+        f"{comparison.aim:.2f}" if comparison.aim is not None else "",
+        f"{low:.2f}-{high:.2f}",
+    ]
+
+
+def beside_sections(comparisons: Iterable[Comparison]) -> Sections:
+    """The second table's parts."""
+    groups = groupby(comparisons, lambda comparison: comparison.group)
+    return [(title, [beside_line(each) for each in group]) for title, group in groups]
+
+
+def fact_sections(facts: Iterable[Fact]) -> Sections:
     """The single figures by group."""
-    for group, members in groupby(facts, lambda fact: fact.group):
-        yield (
-            group,
-            [[f.name, f"{number(f.figure)} {f.unit}", f.aim, f.note] for f in members],
-        )
+    return [
+        (group, [[f.name, f"{number(f.figure)} {f.unit}", f.aim, f.note] for f in members])
+        for group, members in groupby(facts, lambda fact: fact.group)
+    ]
 
 
-def show(
-    title: str, head: Sequence[str], parts: Iterable[tuple[str, list[list[str]]]], right: int
-) -> None:
+def show(title: str, head: Sequence[str], parts: Sections, right: int) -> None:
     """Print a table of several parts; after the first column, `right` are right-aligned."""
-    parts = list(parts)
     if not parts:
         return
     try:
@@ -95,9 +117,7 @@ def show(
     console.print(table)
 
 
-def show_plainly(
-    title: str, head: Sequence[str], parts: Sequence[tuple[str, list[list[str]]]], right: int
-) -> None:
+def show_plainly(title: str, head: Sequence[str], parts: Sections, right: int) -> None:
     """The same as plain text."""
     rows = [list(head), *(row for _, part in parts for row in part)]
     widths = [max(len(row[place]) for row in rows) for place in range(len(head))]
@@ -115,30 +135,31 @@ def show_plainly(
     print()
 
 
-def show_all(results: Sequence[Measured], facts: Sequence[Fact]) -> None:
+def show_all(outcome: Outcome) -> None:
     """Print everything."""
     title = "CPU nanoseconds a datagram, medians; in brackets how many times ours"
-    show(title, HEAD, sections(results), len(HEAD))
-    show("And", FACT_HEAD, fact_sections(facts), 2)
+    show(title, HEAD, sections(outcome.rows), len(HEAD))
+    title = "Ours beside others in the same run, CPU microseconds, medians"
+    show(title, BESIDE_HEAD, beside_sections(outcome.comparisons), len(BESIDE_HEAD))
+    show("And", FACT_HEAD, fact_sections(outcome.facts), 2)
+    print(*outcome.failures, sep="\n")
 
 
-def as_rst(machine: dict[str, str], results: Sequence[Measured], facts: Sequence[Fact]) -> str:
+def as_rst(machine: dict[str, str], outcome: Outcome) -> str:
     """The tables of the docs' performance page, with the machine they are from."""
     lines = ["Measured on: " + "; ".join(f"{key} {value}" for key, value in machine.items()) + "."]
-    parts = [(title, [list(HEAD), *rows]) for title, rows in sections(results)]
-    parts += [(title, [list(FACT_HEAD), *rows]) for title, rows in fact_sections(facts)]
-    for title, rows in parts:
-        lines += ["", f".. csv-table:: {title}", "   :header-rows: 1", ""]
-        lines += ["   " + ",".join(f'"{cell or " "}"' for cell in row) for row in rows]
+    for head, parts in (
+        (HEAD, sections(outcome.rows)),
+        (BESIDE_HEAD, beside_sections(outcome.comparisons)),
+        (FACT_HEAD, fact_sections(outcome.facts)),
+    ):
+        for title, rows in parts:
+            lines += ["", f".. csv-table:: {title}", "   :header-rows: 1", ""]
+            lines += ["   " + ",".join(f'"{cell or " "}"' for cell in row) for row in (head, *rows)]
     return "\n".join(lines) + "\n"
 
 
-def as_json(
-    machine: dict[str, str],
-    left_out: Sequence[str],
-    results: Sequence[Measured],
-    facts: Sequence[Fact],
-) -> str:
+def as_json(machine: dict[str, str], left_out: Sequence[str], outcome: Outcome) -> str:
     """Everything for a machine to read, each round's figure included."""
     rows: list[dict[str, Any]] = [
         {
@@ -154,12 +175,18 @@ def as_json(
             "times_floor": measured.ratio(OURS),
             "spread": measured.spread(OURS),
         }
-        for measured in results
+        for measured in outcome.rows
+    ]
+    beside: list[dict[str, Any]] = [
+        asdict(comparison) | {"ratio": comparison.ratio, "spread": comparison.spread}
+        for comparison in outcome.comparisons
     ]
     document = {
         "machine": machine,
         "left_out": list(left_out),
         "rows": rows,
-        "facts": [asdict(fact) for fact in facts],
+        "beside": beside,
+        "facts": [asdict(fact) for fact in outcome.facts],
+        "failures": outcome.failures,
     }
     return json.dumps(document, indent=1)

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import resource
 import select
 import socket
 import struct
@@ -62,6 +63,14 @@ def open_socket(
         host = "127.0.0.1" if family == socket.AF_INET else "::1"
     sock.bind((host, reuse_port or 0))
     return sock
+
+
+def raise_file_limit(wanted: int) -> None:
+    """Let this process open so many files, as far as it may. A process that may not finds out."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        wanted = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def memory_info(sock: socket.socket) -> tuple[int, ...]:

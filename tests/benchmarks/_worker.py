@@ -11,12 +11,14 @@ import multiprocessing
 import os
 import socket
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from ._scene import open_scene
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from concurrent.futures import Future
     from types import ModuleType
     from typing import ParamSpec
 
@@ -46,25 +48,28 @@ def in_new_process(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) 
 
 
 class Contender:
-    """The parent's handle on a contender's process.
-
-    Raises `ImportError` where the contender is not installed.
-    """
+    """The parent's handle on a contender's process, which starts at once."""
 
     def __init__(self, module: str) -> None:
         self._module = module
         self._process = new_process()
+        self._described = self._process.submit(describe, module)
+
+    def wait(self) -> None:
+        """Wait until it is ready. Raises `ImportError` where it is not installed."""
         try:
-            described = self._process.submit(describe, module)
-            self.name, self.works = described.result()
+            self.name, self.works = self._described.result()
         except BaseException:
             self.close()
             raise
 
+    def submit(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Let the contender's process call the function."""
+        return self._process.submit(guarded, partial(function, *args, **kwargs))
+
     def sit(self, work: str, shape: Shape, ipv6: bool, budget_ns: int) -> float:
         """Let the contender do the work; CPU nanoseconds a datagram."""
-        arguments = (self._module, work, shape, ipv6, budget_ns)
-        return self._process.submit(sit, *arguments).result()
+        return self.submit(sit, self._module, work, shape, ipv6, budget_ns).result()
 
     def close(self) -> None:
         """End the process."""
@@ -95,10 +100,15 @@ def sit(module: str, work: str, shape: Shape, ipv6: bool, budget_ns: int) -> flo
     contender = load(module)
     family = socket.AF_INET6 if ipv6 else socket.AF_INET
     most = getattr(contender, "MOST_DATAGRAMS", None)
+    with open_scene(shape, family, budget_ns, most) as scene:
+        contender.WORKS[work](scene)
+        return scene.ns_each
+
+
+def guarded(function: Callable[[], T]) -> T:
+    """In the child: call the function, under the guard."""
     start_guard()
     try:
-        with open_scene(shape, family, budget_ns, most) as scene:
-            contender.WORKS[work](scene)
-            return scene.ns_each
+        return function()
     finally:
         faulthandler.cancel_dump_traceback_later()

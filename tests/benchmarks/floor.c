@@ -13,6 +13,9 @@
  *           call that are for one target and fit together leave as one UDP_SEGMENT message.
  * echo_one  one datagram a turn, with poll: the shape of a program that waits for each.
  *
+ * How many messages a call takes is the caller's choice: what suits the traffic best for the floor
+ * itself, and always 64 for the C program that is shown beside it (see _floor_fixed.py).
+ *
  * It knows nothing of Python and of how the figures are made. Every function returns the bytes it
  * moved, or -errno.
  */
