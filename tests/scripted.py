@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 import trio
 
 from snaptun_trio import _kernel
-from snaptun_trio._batch import PER_TRAIN_ADDRESS, TrainMessages
+from snaptun_trio._batch import TrainMessages
 from snaptun_trio._kernel import _portable
 from snaptun_trio._kernel._interface import SocketIO
-from snaptun_trio._kernel._pieces import OutgoingMessage, check, gathered, outgoing_messages
+from snaptun_trio._kernel._pieces import OutgoingMessage, Prepared, outgoing_messages, prepare
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -129,11 +129,7 @@ class ScriptedIO(SocketIO):
         return TrainMessages.of_trains(tuple(step), self.kernel.losses)
 
     def outgoing(self, messages: Messages, address: Recipient) -> ScriptedOutgoing:
-        made = TrainMessages.of(messages)
-        check(made, address, self.family)
-        if address is PER_TRAIN_ADDRESS:
-            made = gathered(made, self.family)
-        return ScriptedOutgoing(self, made, address)
+        return ScriptedOutgoing(self, prepare(messages, address, self.family))
 
     async def wait_readable(self) -> None:
         await self.kernel.waits.wait(self)
@@ -149,10 +145,10 @@ class ScriptedIO(SocketIO):
 class ScriptedOutgoing:
     """A batch on its way to a scripted kernel. All of it is laid out, and stays so."""
 
-    def __init__(self, io: ScriptedIO, content: TrainMessages, recipient: Recipient) -> None:
+    def __init__(self, io: ScriptedIO, prepared: Prepared) -> None:
         self._io = io
-        self.content = content
-        self._recipient = recipient
+        self._prepared = prepared
+        self.content = prepared.content
         self._how = (False, False)
         self._left: list[OutgoingMessage] = []
         self.train = self.offset = 0
@@ -179,10 +175,8 @@ class ScriptedOutgoing:
         self.work = 0
         if not self._left or self._how != (gso, single):
             self._how = gso, single
-            place, family = (self.train, self.offset), self._io.family
-            found = outgoing_messages(
-                self.content, self._recipient, place, family, gso and not single
-            )
+            place = self.train, self.offset
+            found = outgoing_messages(self._prepared, place, gso and not single)
             self._left = [next(found)] if single else list(found)
             kernel.laid_out += not single
         first = self._left[0]

@@ -138,14 +138,12 @@ def twins_of(sock: socket.socket, messages: Messages, recipient: Recipient) -> t
     return linux.outgoing(messages, recipient), portable.outgoing(messages, recipient)
 
 
-def next_message(
-    outgoing: Outgoing, recipient: Recipient, family: int, how: Step
-) -> OutgoingMessage:
+def next_message(twin: Outgoing, how: Step) -> OutgoingMessage:
     """What the twin makes of what is next."""
     gso, single, _ = how
-    content = TrainMessages.of(outgoing.content)
-    place = outgoing.train, outgoing.offset
-    return next(_pieces.outgoing_messages(content, recipient, place, family, gso and not single))
+    assert isinstance(twin, _portable.PortableOutgoing)
+    place = twin.train, twin.offset
+    return next(_pieces.outgoing_messages(twin._prepared, place, gso and not single))
 
 
 def check_one_by_one(
@@ -165,7 +163,7 @@ def check_one_by_one(
             break
         how = steps[at] if at < len(steps) else (True, False, False)
         gso, single, leave_out = how
-        expected = next_message(twin, recipient, family, how)
+        expected = next_message(twin, how)
         recorder.refuse_with = errno.EPERM
         assert outgoing.send(fd, 1, gso, single) == errno.EPERM
         recorder.refuse_with = 0
@@ -234,10 +232,8 @@ def test_many_messages_a_call_are_those_of_the_twin(
     sock = sockets[case.host]
     family, fd = int(sock.family), sock.fileno()
     outgoing, twin = twins_of(sock, messages, case.recipient)
-    expected: list[OutgoingMessage] = []
-    if twin.more:
-        content = TrainMessages.of(twin.content)
-        expected += _pieces.outgoing_messages(content, case.recipient, (0, 0), family, case.gso)
+    assert isinstance(twin, _portable.PortableOutgoing)
+    expected = list(_pieces.outgoing_messages(twin._prepared, (0, 0), case.gso))
     at = 0
     for budget in budgets:
         if not outgoing.more:
@@ -247,11 +243,11 @@ def test_many_messages_a_call_are_those_of_the_twin(
         assert outgoing.send(fd, budget, case.gso, False) == 0
         count = outgoing.messages - before[0]
         took = expected[at : at + count]
-        spent = [1 + (twin.nbytes >> 14) for twin in took]
+        spent = [1 + (one.nbytes >> 14) for one in took]
         assert sum(spent) == outgoing.work
         assert sum(spent[:-1]) < budget, "the last one began within the budget"
-        assert outgoing.datagrams - before[1] == sum(twin.datagrams for twin in took)
-        assert outgoing.nbytes - before[2] == sum(twin.nbytes for twin in took)
+        assert outgoing.datagrams - before[1] == sum(one.datagrams for one in took)
+        assert outgoing.nbytes - before[2] == sum(one.nbytes for one in took)
         for message, one in zip(recorder.sent[-1], took, strict=True):
             check_message(message, one, family)
         at += count

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from itertools import repeat
 from typing import TYPE_CHECKING, NamedTuple
 
 from .._batch import PER_TRAIN_ADDRESS, ReceiveLosses, TrainMessages
@@ -22,9 +23,89 @@ from . import _abi, _cmsg, _sockaddr
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from .._batch import Recipient
-    from .._train import Address, PacketTrain
+    from .._batch import Messages, Recipient
+    from .._train import Address
     from ._interface import SocketIO
+
+
+class Way(NamedTuple):
+    """How a train leaves. Only trains that leave alike can be one message."""
+
+    name: bytes | None
+    """The raw name of the peer, `None` for the connected one."""
+    ipv4: bool
+    ecn: int | None = None
+    local_address: str | None = None
+    interface_index: int | None = None
+
+
+class Prepared(NamedTuple):
+    """A batch that can be sent on sockets of one family: its trains, in the order in which they
+    leave, and how each of them does."""
+
+    content: TrainMessages
+    recipient: Recipient
+    ways: list[Way]
+
+
+def prepare(messages: Messages, recipient: Recipient, family: int) -> Prepared:
+    """Make sure that a batch can be sent on sockets of this family, as far as Python can tell.
+
+    Raises:
+      TypeError, ValueError: an address, or a local address, is none of this family.
+    """
+    content = TrainMessages.of(messages)
+    ways = _ways(content, recipient, family)
+    order = _by_peer(content, ways) if recipient is PER_TRAIN_ADDRESS else None
+    if order is not None:
+        content, ways = content.ordered(order), [ways[index] for index in order]
+    return Prepared(content, recipient, ways)
+
+
+def _ways(content: TrainMessages, recipient: Recipient, family: int) -> list[Way]:
+    if recipient is PER_TRAIN_ADDRESS:
+        ways = []
+        last: Address | None = None
+        way = _way(None, family)
+        for address in content.addresses:
+            if address is not last:
+                last, way = address, _way(address, family)
+            ways.append(way)
+    else:
+        ways = list(repeat(_way(recipient, family), content.count))
+    if content.plain:
+        return ways
+    # The source belongs to the way to the train's own peer, see `PacketTrain.to`.
+    kept = recipient is PER_TRAIN_ADDRESS
+    for index, train in enumerate(content.trains()):
+        local, interface = (train.local_address, train.interface_index) if kept else (None, None)
+        way = ways[index]._replace(ecn=train.ecn, local_address=local, interface_index=interface)
+        _cmsg.encode(0, *way[2:], way.ipv4)
+        ways[index] = way
+    return ways
+
+
+def _way(address: Address | None, family: int) -> Way:
+    name = None if address is None else _sockaddr.name_of(address, family)
+    return Way(name, _sockaddr.is_ipv4(name) if name else family == _sockaddr.AF_INET)
+
+
+def _by_peer(content: TrainMessages, ways: list[Way]) -> list[int] | None:
+    """The order of the peers, each peer's in their own, where all are single datagrams.
+
+    Neighbours can then leave as one message. `None` where there is nothing to gain, and where some
+    are for the connected peer, who may be among the others by name.
+    """
+    if content.datagrams != content.count or content.count < 3:
+        return None
+    order: dict[bytes, list[int]] = {}
+    for index, way in enumerate(ways):
+        if way.name is None:
+            return None
+        order.setdefault(way.name, []).append(index)
+    if not 1 < len(order) < content.count:
+        return None
+    return [index for indices in order.values() for index in indices]
 
 
 class OutgoingMessage(NamedTuple):
@@ -45,114 +126,53 @@ class OutgoingMessage(NamedTuple):
 
 
 def outgoing_messages(
-    content: TrainMessages, recipient: Recipient, place: tuple[int, int], family: int, gso: bool
+    prepared: Prepared, place: tuple[int, int], gso: bool
 ) -> Iterator[OutgoingMessage]:
     """Cut everything from a place on, a train and bytes in it, into messages that the kernel takes.
 
     Without ``gso`` each datagram is one.
     """
+    content, recipient, ways = prepared
+    payloads, sizes = content.payloads, content.segment_sizes
     index, offset = place
     while index < content.count:
-        first = content.train(index)
-        ipv4, asked = _way(first, recipient, family)
-        data = first.data
+        first, way = index, ways[index]
+        data = payloads[index]
         length = len(data)
-        size = min(first.segment_size, length)
-        nbytes = min(length - offset, _piece_size(size, length, ipv4, gso))
+        size = min(sizes[index], length)
+        nbytes = min(length - offset, _piece_size(size, length, way.ipv4, gso))
         whole = nbytes == length
         buffers = [data if whole else memoryview(data)[offset : offset + nbytes]]
         datagrams = datagram_count(nbytes, size)
         offset += nbytes
         if offset >= length:
             index, offset = index + 1, 0
-        # Only what begins with its train is joined by others.
-        room = MAX_TRAIN_IPV4 if ipv4 else MAX_TRAIN_IPV6
-        last = first
-        while gso and whole and index < content.count:
-            after = content.train(index)
-            more = len(after)
+        # Only what begins with its train is joined by others, and nothing follows a shorter end.
+        room = MAX_TRAIN_IPV4 if way.ipv4 else MAX_TRAIN_IPV6
+        while gso and whole and length and length % size == 0 and index < content.count:
+            after = payloads[index]
+            length = len(after)
+            more = datagram_count(length, sizes[index])
             if not (
-                last.nbytes
-                and after.nbytes
-                and last.nbytes % size == 0
-                and (
-                    min(after.segment_size, after.nbytes) == size
-                    or (more == 1 and after.nbytes < size)
-                )
-                and nbytes + after.nbytes <= room
+                length
+                and (min(sizes[index], length) == size or (more == 1 and length < size))
+                and nbytes + length <= room
                 and datagrams + more <= MAX_SEGMENTS
-                and (recipient is not PER_TRAIN_ADDRESS or _same_peer(first, after, family))
-                and _way(after, recipient, family) == (ipv4, asked)
+                and ways[index] == way
             ):
                 break
-            buffers.append(after.data)
-            nbytes += after.nbytes
+            buffers.append(after)
+            nbytes += length
             datagrams += more
-            last = after
             index += 1
         yield OutgoingMessage(
             buffers,
             nbytes,
-            first.address if recipient is PER_TRAIN_ADDRESS else recipient,
-            _cmsg.encode(size if datagrams > 1 else 0, *asked, ipv4),
+            content.addresses[first] if recipient is PER_TRAIN_ADDRESS else recipient,
+            _cmsg.encode(size if datagrams > 1 else 0, *way[2:], way.ipv4),
             (index, offset),
             datagrams,
         )
-
-
-def _way(
-    train: PacketTrain, recipient: Recipient, family: int
-) -> tuple[bool, tuple[int | None, str | None, int | None]]:
-    """Whether a train leaves over IPv4, and what it asks for beside its address."""
-    address = train.address if recipient is PER_TRAIN_ADDRESS else recipient
-    name = None if address is None else _sockaddr.name_of(address, family)
-    ipv4 = _sockaddr.is_ipv4(name) if name else family == _sockaddr.AF_INET
-    if recipient is PER_TRAIN_ADDRESS:
-        return ipv4, (train.ecn, train.local_address, train.interface_index)
-    # The source belongs to the way to the train's own peer, see `PacketTrain.to`.
-    return ipv4, (train.ecn, None, None)
-
-
-def _same_peer(one: PacketTrain, other: PacketTrain, family: int) -> bool:
-    a, b = one.address, other.address
-    if a is None or b is None:
-        return a is b
-    return a == b or _sockaddr.name_of(a, family) == _sockaddr.name_of(b, family)
-
-
-def gathered(made: TrainMessages, family: int) -> TrainMessages:
-    """The same in the order of the peers, each peer's in their own, where all are single ones.
-
-    Neighbours can then leave as one message. These very ones where there is nothing to gain, and
-    where some are for the connected peer, who may be among the others by name.
-    """
-    if made.datagrams != made.count or made.count < 3 or None in made.addresses:
-        return made
-    order: dict[bytes, list[int]] = {}
-    for index, address in enumerate(made.addresses):
-        if address is not None:
-            order.setdefault(_sockaddr.name_of(address, family), []).append(index)
-    if not 1 < len(order) < made.count:
-        return made
-    return made.ordered([index for indices in order.values() for index in indices])
-
-
-def check(made: TrainMessages, recipient: Recipient, family: int) -> None:
-    """Make sure that trains can be sent on sockets of this family, as far as Python can tell.
-
-    Raises:
-      TypeError, ValueError: an address, or a local address, is none of this family.
-    """
-    if recipient is None:
-        return
-    addresses = set(made.addresses) if recipient is PER_TRAIN_ADDRESS else {recipient}
-    for address in addresses:
-        if address is not None:
-            _sockaddr.name_of(address, family)
-    if not made.plain:
-        for train in made.trains():
-            ipv4, asked = _way(train, recipient, family)
-            _cmsg.encode(0, *asked, ipv4)
 
 
 def _piece_size(segment_size: int, length: int, ipv4: bool, gso: bool) -> int:
@@ -181,7 +201,10 @@ def received(
     messages: Iterable[IncomingMessage], io: SocketIO, error: OSError | None = None
 ) -> TrainMessages:
     """What came in as trains, with the account of what did not fit."""
-    trains = []
+    payloads: list[bytes | memoryview] = []
+    sizes: list[int] = []
+    addresses: list[Address | None] = []
+    ancillary: list[_cmsg.Ancillary] = []
     truncated = datagrams_lost = bytes_lost = trains_unknown = bytes_unknown = 0
     for data, length, flags, address, control in messages:
         told = _cmsg.decode(control)
@@ -200,8 +223,22 @@ def received(
             else:
                 truncated += 1 if kept % size else 0
                 datagrams_lost += datagram_count(length, size) - datagram_count(kept, size)
-        trains.append(make_train(data, size, address, *told[1:]))
+        payloads.append(data)
+        sizes.append(size)
+        addresses.append(address)
+        ancillary.append(told)
     losses = ReceiveLosses(
         truncated, datagrams_lost, bytes_lost, trains_unknown, bytes_unknown, error
     )
-    return TrainMessages.of_trains(tuple(trains), losses if any(losses) else None)
+    trains = None
+    if not _NOTHING_TOLD.issuperset([told[1:] for told in ancillary]):
+        trains = tuple(
+            [
+                make_train(data, size, address, *told[1:])
+                for data, size, address, told in zip(payloads, sizes, addresses, ancillary)
+            ]
+        )
+    return TrainMessages(payloads, sizes, addresses, trains, losses if any(losses) else None)
+
+
+_NOTHING_TOLD = {_cmsg.NOTHING[1:]}

@@ -13,15 +13,21 @@ import sys
 import weakref
 from typing import TYPE_CHECKING
 
-from .._batch import PER_TRAIN_ADDRESS, TrainMessages
 from . import _abi, _sockaddr
 from ._interface import SocketIO
-from ._pieces import IncomingMessage, OutgoingMessage, check, gathered, outgoing_messages, received
+from ._pieces import (
+    IncomingMessage,
+    OutgoingMessage,
+    Prepared,
+    outgoing_messages,
+    prepare,
+    received,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from .._batch import Messages, Recipient
+    from .._batch import Messages, Recipient, TrainMessages
     from ._interface import Socket
 
 _HAS_MSG = hasattr(socket.socket, "recvmsg_into") and hasattr(socket.socket, "sendmsg")
@@ -113,11 +119,7 @@ class PortableIO(SocketIO):
         return received(messages, self, late_error) if messages else None
 
     def outgoing(self, messages: Messages, address: Recipient) -> PortableOutgoing:
-        made = TrainMessages.of(messages)
-        check(made, address, self.family)
-        if address is PER_TRAIN_ADDRESS:
-            made = gathered(made, self.family)
-        return PortableOutgoing(self, made, address)
+        return PortableOutgoing(self, prepare(messages, address, self.family))
 
 
 class PortableOutgoing:
@@ -131,7 +133,7 @@ class PortableOutgoing:
         "_how",
         "_io",
         "_next",
-        "_recipient",
+        "_prepared",
         "content",
         "datagrams",
         "messages",
@@ -141,10 +143,10 @@ class PortableOutgoing:
         "work",
     )
 
-    def __init__(self, io: PortableIO, content: TrainMessages, recipient: Recipient) -> None:
+    def __init__(self, io: PortableIO, prepared: Prepared) -> None:
         self._io = io
-        self.content = content
-        self._recipient = recipient
+        self._prepared = prepared
+        self.content = prepared.content
         self._found: Iterator[OutgoingMessage] = iter(())
         self._next: OutgoingMessage | None = None
         self._how = (False, False)
@@ -202,9 +204,7 @@ class PortableOutgoing:
         if self._next is None:
             gso, single = self._how
             place = self.train, self.offset
-            self._found = outgoing_messages(
-                self.content, self._recipient, place, self._io.family, gso and not single
-            )
+            self._found = outgoing_messages(self._prepared, place, gso and not single)
             self._next = next(self._found)
         return self._next
 
