@@ -195,10 +195,14 @@ class BatchPump(Closing, Generic[ReceiverT, SenderT]):
         # Nothing here refers to a batch any longer than it takes to pass it on. One that is kept
         # while the next is received keeps its slab, and two in turn do not fit the cache.
         batches: list[PacketBatch[Any]] = []
-        with self._first, self._receiving:
+        receiver, scope = self._receiver, self._receiving
+        waiting: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if isinstance(receiver, UdpBatchReceiver):
+            waiting = receiver._waits_in(scope)
+        with self._first, scope, waiting:
             while True:  # noqa: ASYNC913
                 try:
-                    batches.append(await self._receiver.receive())
+                    batches.append(await receiver.receive())
                 except (trio.EndOfChannel, trio.ClosedResourceError):
                     return  # noqa: ASYNC910
                 if self._handler is None:

@@ -28,6 +28,7 @@ from ._waiter import ReadinessWaiter
 if TYPE_CHECKING:
     import socket as stdlib_socket
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
     from ._batch import Messages
 
@@ -188,6 +189,10 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch[Address]]):
         except trio.ClosedResourceError:
             return None  # the next `receive` says so
 
+    def _waits_in(self, scope: trio.CancelScope) -> AbstractContextManager[None]:
+        """For the pump: meanwhile its scope is what `close` cancels to wake it."""
+        return self._waiter.lasting(scope)
+
     @trio.lowlevel.enable_ki_protection
     async def recv_batch(self, handler: Callable[[bytes, Address], object]) -> None:
         """Receive once, and call ``handler(packet, address)`` for each datagram, in order.
@@ -259,7 +264,8 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch[Address]]):
 
     def _take(self) -> PacketBatch[Address] | None:
         """What a handler left over, or what one system call brings; `None` where nothing is."""
-        self._waiter.check_open()
+        if self._waiter.closed:
+            self._waiter.check_open()
         if self._held is not None:
             batch, self._held = self._held, None
             return batch

@@ -192,6 +192,7 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
         """
         with self._waiter:
             await trio.lowlevel.checkpoint_if_cancelled()
+            self._waiter.check_open()
             await self._send_all()
         self._raise_failures()
 
@@ -223,7 +224,7 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
         with self._waiter:
             await trio.lowlevel.checkpoint_if_cancelled()
             if self._queue.datagrams:
-                await self._send_queued()
+                await self._go_on(self._flush.turn())
             self._queue.add(pending, submission)
             await self._send_all()
 
@@ -297,27 +298,25 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
 
     async def _send_all(self) -> None:
         """Send until nothing is left. A checkpoint, always."""
-        if not await self._send_queued():
+        status = self._flush.turn()
+        if status is FlushStatus.DONE:
             await trio.lowlevel.cancel_shielded_checkpoint()
+            if not self._queue.datagrams:
+                return
             # Who queued something meanwhile and wanted to send it was turned away, because this
             # task is sending. Nobody else would send it.
-            await self._send_queued()
+            status = self._flush.turn()
+        await self._go_on(status)
 
-    async def _send_queued(self) -> bool:
-        """Send until nothing is left, and return before anybody can add to it.
-
-        Returns whether other tasks could run meanwhile.
-        """
-        yielded = False
-        self._waiter.check_open()
-        while (status := self._flush.turn()) is not FlushStatus.DONE:
-            yielded = True
+    async def _go_on(self, status: FlushStatus) -> None:
+        """Send until nothing is left, and return before anybody can add to it."""
+        while status is not FlushStatus.DONE:
             if status is FlushStatus.BLOCKED:
                 await self._waiter.wait()
             else:
                 await trio.lowlevel.checkpoint()
                 self._waiter.check_open()
-        return yielded  # noqa: ASYNC910
+            status = self._flush.turn()
 
     def _withdraw(self, submission: Submission) -> None:
         """For the pump: discard what is left of a batch."""

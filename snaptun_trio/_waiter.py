@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from typing import TYPE_CHECKING
 
 import trio
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import TracebackType
 
     from ._kernel._interface import SocketIO
@@ -50,13 +52,17 @@ class ReadinessWaiter:
         self._doing = doing
         self._dropped_before: int | None = None
         self._busy = False
+        # What `close` cancels to wake the task that waits, and nobody else who waits for the same
+        # borrowed socket, as trio.lowlevel.notify_closing would.
         self._scope: trio.CancelScope | None = None
+        self._lasting: trio.CancelScope | None = None
         self.fruitless = 0
         self.closed = False
         self.asynchronous_errors: Counter[int] = Counter()
 
     def __enter__(self) -> None:
-        self.check_free()
+        if self._busy:
+            self.check_free()
         self._busy = True
 
     def __exit__(
@@ -66,6 +72,18 @@ class ReadinessWaiter:
         traceback: TracebackType | None,
     ) -> None:
         self._busy = False
+
+    @contextlib.contextmanager
+    def lasting(self, scope: trio.CancelScope) -> Iterator[None]:
+        """While one task waits again and again: a scope that it is in, to be ended by `close`.
+
+        Otherwise each wait makes a scope of its own, which is a tenth of the price of a round trip.
+        """
+        self._lasting = scope
+        try:
+            yield
+        finally:
+            self._lasting = None
 
     def check_open(self) -> None:
         """Refuse to go on after `close`, or when the socket's owner closed it.
@@ -97,18 +115,25 @@ class ReadinessWaiter:
         self.check_open()
         if self.fruitless and self._something_happened():
             self.fruitless = 0
-        # A scope of our own, so that closing wakes this task and nobody else who waits for the
-        # same borrowed socket, as trio.lowlevel.notify_closing would.
-        with trio.CancelScope() as self._scope:
-            if self.fruitless >= _PATIENCE:
-                doublings = min(self.fruitless - _PATIENCE, 16)
-                await trio.sleep(min(_FIRST_PAUSE * 2.0**doublings, _LONGEST_PAUSE))
-                self.check_open()  # the owner may have closed the socket during the pause
-            await self._wait()
-            # Only a wake-up can be fruitless: a wait that was cancelled says nothing of the socket.
-            self.fruitless += 1
-        self._scope = None
+        try:
+            if self._lasting is not None:
+                self._scope = self._lasting
+                await self._wait_or_pause()
+            else:
+                with trio.CancelScope() as self._scope:
+                    await self._wait_or_pause()
+        finally:
+            self._scope = None
         self.check_open()
+
+    async def _wait_or_pause(self) -> None:
+        if self.fruitless >= _PATIENCE:
+            doublings = min(self.fruitless - _PATIENCE, 16)
+            await trio.sleep(min(_FIRST_PAUSE * 2.0**doublings, _LONGEST_PAUSE))
+            self.check_open()  # the owner may have closed the socket during the pause
+        await self._wait()
+        # Only a wake-up can be fruitless: a wait that was cancelled says nothing of the socket.
+        self.fruitless += 1
 
     def _something_happened(self) -> bool:
         """Whether a wake-up that brought nothing had a reason that is gone now."""

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 _HAS_MSG = hasattr(socket.socket, "recvmsg_into") and hasattr(socket.socket, "sendmsg")
 # As an input flag, Linux alone tells the true length of a datagram that did not fit (recvmsg(2)).
 _RECEIVE_FLAGS = _abi.MSG_TRUNC if sys.platform == "linux" else 0
+_ANY_MESSAGE = 65_536  # bytes; an IP packet holds less, and GRO makes no longer ones
 # A call for each message: a batch beyond this gains nothing, and holds up the other tasks.
 _MESSAGES = 64
 _WSAEMSGSIZE = 10040  # Windows' way to say that a datagram was cut (winsock2.h)
@@ -215,6 +216,12 @@ class PortableOutgoing:
 
 
 def _receive_message(plain: socket.socket, buffer: memoryview) -> IncomingMessage:
+    if _HAS_MSG and len(buffer) >= _ANY_MESSAGE:
+        # Into memory of its own at once. With the true length of what does not fit, which cannot
+        # be here, Python would make up the bytes that are missing.
+        data, control, flags, address = plain.recvmsg(_ANY_MESSAGE, _abi.CONTROL_SIZE)
+        cut_control = flags & socket.MSG_CTRUNC and _abi.MSG_CTRUNC
+        return IncomingMessage(data, len(data), cut_control, address, control)
     if _HAS_MSG:
         length, control, flags, address = plain.recvmsg_into(
             [buffer], _abi.CONTROL_SIZE, _RECEIVE_FLAGS
