@@ -67,7 +67,7 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch[Address]]):
       pool: the memory to receive into; by default one of the receiver's own.
       batch_size: the most messages that one system call takes, 1 to `MAX_BATCH_SIZE`. With GRO a
         message can be a train of datagrams. How many are offered within this limit follows the
-        traffic: about a megabyte a call.
+        traffic: about half a megabyte a call, or 2048 datagrams.
       gro: let the kernel hand out trains of datagrams (UDP_GRO). It needs a pool with the default
         ``buffer_size``. ``SNAPTUN_TRIO_GRO=0`` in the environment switches it off as well. On a
         socket where somebody has switched it on, it stays on.
