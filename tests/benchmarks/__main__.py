@@ -78,6 +78,10 @@ def extras(rounds: int, quick: bool, floor: bool) -> dict[str, Callable[[], list
         "reuse-port": lambda: _scaling.measure(rounds=4 * rounds, floor=floor),
         "memory": _memory.measure,
     }
+    if floor:  # whose system call is the first of its stages
+        from . import _budget
+
+        more["budget"] = lambda: _budget.measure(rounds=5 * rounds)
     return more
 
 
