@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import enum
-from operator import attrgetter
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -90,8 +89,12 @@ class Messages(Protocol):
         """Each datagram with its address, made now."""
 
 
-_asks_for = attrgetter("ecn", "local_address", "interface_index")
-_NOTHING_ASKED = {(None, None, None)}
+def _asks_for_nothing(trains: tuple[PacketTrain, ...]) -> bool:
+    # A comprehension that reads one slot takes a sixth of the time of `operator.attrgetter`.
+    nones = [train.ecn for train in trains].count(None)
+    nones += [train.local_address for train in trains].count(None)
+    nones += [train.interface_index for train in trains].count(None)
+    return nones == 3 * len(trains)
 
 
 def over(train: PacketTrain[AddressT_co], data: bytes | memoryview) -> PacketTrain[AddressT_co]:
@@ -149,7 +152,7 @@ class TrainMessages:
         self.segment_sizes = segment_sizes
         self.addresses = addresses
         self.losses = losses
-        self.plain = trains is None or set(map(_asks_for, trains)) <= _NOTHING_ASKED
+        self.plain = trains is None or _asks_for_nothing(trains)
         """Whether no train asks for anything but its address: no ECN, no source, no interface."""
         self._trains = trains
         self.count = len(payloads)
@@ -166,7 +169,7 @@ class TrainMessages:
     ) -> TrainMessages:
         """These trains, over views of their own."""
         return cls(
-            [own_view(train.data) for train in trains],
+            [d if isinstance(d := train.data, bytes) else memoryview(d) for train in trains],
             [train.segment_size for train in trains],
             [train.address for train in trains],
             trains,

@@ -16,7 +16,7 @@ from ._pieces import IncomingMessage, received
 
 if TYPE_CHECKING:
     from .._batch import Messages, Recipient
-    from .._train import Address, PacketTrain
+    from .._train import PacketTrain
 
 
 def _make_trains(rows: _rows.Rows, first: int, stop: int) -> tuple[PacketTrain, ...]:
@@ -75,11 +75,15 @@ class LinuxIO(SocketIO):
         """Rows of what a program made, or of what has ancillary data that has to be said again."""
         made = TrainMessages.of(messages)
         names: list[bytes | None] = []
-        last: Address | None = None
-        name: bytes | None = None
+        # By identity, for as long as the addresses live: 80.0 equals 80, and is no port.
+        known: dict[int, bytes | None] = {id(None): None}
+        last, name = None, None
         for own in made.addresses:
             if own is not last:
-                last, name = own, None if own is None else _sockaddr.name_of(own, self.family)
+                last = own
+                if id(own) not in known and own is not None:
+                    known[id(own)] = _sockaddr.name_of(own, self.family)
+                name = known[id(own)]
             names.append(name)
         controls = None
         if not made.plain:

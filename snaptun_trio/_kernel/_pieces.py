@@ -64,13 +64,12 @@ def prepare(messages: Messages, recipient: Recipient, family: int) -> Prepared:
 
 def _ways(content: TrainMessages, recipient: Recipient, family: int) -> list[Way]:
     if recipient is PER_TRAIN_ADDRESS:
-        ways = []
-        last: Address | None = None
-        way = _way(None, family)
+        # By identity, for as long as the addresses live: 80.0 equals 80, and is no port.
+        known: dict[int, Way] = {}
         for address in content.addresses:
-            if address is not last:
-                last, way = address, _way(address, family)
-            ways.append(way)
+            if id(address) not in known:
+                known[id(address)] = _way(address, family)
+        ways = [known[id(address)] for address in content.addresses]
     else:
         ways = list(repeat(_way(recipient, family), content.count))
     if content.plain:

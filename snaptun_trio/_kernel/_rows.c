@@ -16,13 +16,21 @@ struct address_cache {
     } entries[CACHED_ADDRESSES];
 };
 
-static uint32_t hash_name(const struct row *row) {
-    uint32_t hash = 2166136261u, word;
+/* MurmurHash3 (32 bits) of a name. The last bytes of ports and hosts, in which peers differ, are the
+ * highest of their words: without its rotations they would not reach the bits that choose a place. The
+ * seed is this process's own, since strangers choose the names. */
+static uint32_t hash_name(const State *state, const struct row *row) {
+    uint32_t hash = state->seed, word;
     for (int at = 0; at + 4 <= row->name_length; at += 4) {
         memcpy(&word, row->name + at, sizeof word);
-        hash = (hash ^ word) * 2654435761u;
+        word *= 0xcc9e2d51;
+        word = (word << 15 | word >> 17) * 0x1b873593;
+        hash ^= word;
+        hash = (hash << 13 | hash >> 19) * 5 + 0xe6546b64;
     }
-    return hash ^ hash >> 15;
+    hash = (hash ^ hash >> 16) * 0x85ebca6b;
+    hash = (hash ^ hash >> 13) * 0xc2b2ae35;
+    return hash ^ hash >> 16;
 }
 
 /* The part of a name that names a peer: what lies behind the address of an IPv4 name is padding. */
@@ -39,7 +47,7 @@ int same_name(const struct row *a, const struct row *b) {
 static PyObject *decode_name(State *state, const struct row *row) {
     if (!row->name)
         Py_RETURN_NONE;
-    uint32_t at = hash_name(row) % CACHED_ADDRESSES;
+    uint32_t at = hash_name(state, row) % CACHED_ADDRESSES;
     if (state->addresses->entries[at].address &&
         state->addresses->entries[at].length == row->name_length &&
         memcmp(state->addresses->entries[at].name, row->name, row->name_length) == 0)
@@ -58,6 +66,12 @@ static PyObject *decode_name(State *state, const struct row *row) {
 }
 
 int addresses_new(State *state) {
+    PyObject *anything = PyUnicode_FromString("names"); /* Python hashes it with its own secret */
+    Py_hash_t seed = anything ? PyObject_Hash(anything) : -1;
+    Py_XDECREF(anything);
+    if (seed == -1)
+        return -1;
+    state->seed = (uint32_t)seed;
     state->addresses = calloc(1, sizeof *state->addresses);
     return state->addresses ? 0 : (PyErr_NoMemory(), -1);
 }
@@ -334,7 +348,7 @@ Rows *rows_gathered(Rows *rows) {
             break;
         }
         key.name_length = (uint16_t)significant(&key);
-        uint32_t at = hash_name(&key) & (uint32_t)(buckets - 1);
+        uint32_t at = hash_name(rows->state, &key) & (uint32_t)(buckets - 1);
         while (table[at] >= 0 && !same_name(&rows->rows[first[table[at]]], &rows->rows[i]))
             at = (at + 1) & (uint32_t)(buckets - 1);
         if (table[at] < 0) {

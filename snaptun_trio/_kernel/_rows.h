@@ -65,6 +65,7 @@ typedef struct {
     PyObject *decode;      /* (raw name) -> address */
     PyObject *make_trains; /* (rows, first, stop) -> tuple of trains */
     struct address_cache *addresses;
+    uint32_t seed; /* of the hashes of names */
     struct tx *idle_tx; /* of the call before, for the next one */
     int copied_up_to; /* a batch of so many bytes gets memory of its own, see pool.c */
     int (*recvmmsg)(int, struct mmsghdr *, unsigned int, int, struct timespec *);
