@@ -16,7 +16,7 @@ from snaptun_trio import PacketBufPool, UdpBatchReceiver, open_batch_pump
 
 from ._fact import Fact
 from ._shapes import SHAPES, Shape
-from ._traffic import Sinks, Traffic, open_socket, raise_file_limit
+from ._traffic import Sinks, Traffic, open_socket, payload, raise_file_limit
 from ._worker import in_new_process
 
 DATAGRAMS = 1_000_000
@@ -65,8 +65,9 @@ def pumping(shape: Shape) -> tuple[int, int, int, int]:
     return trio.run(pump_a_million, shape)
 
 
-async def open_idle_receivers() -> tuple[int, int]:
-    """Resident bytes for each receiver, and for each with a task that waits in it."""
+async def open_idle_receivers() -> tuple[int, int, int]:
+    """Resident bytes for each receiver, for each that has received one datagram and still has the
+    batch, and for each with a task that waits in it."""
     raise_file_limit(IDLE_RECEIVERS + 100)
     with ExitStack() as stack:
         sockets = [stack.enter_context(open_socket(socket.AF_INET)) for _ in range(IDLE_RECEIVERS)]
@@ -76,6 +77,13 @@ async def open_idle_receivers() -> tuple[int, int]:
         receivers = [UdpBatchReceiver(sock, pool) for sock in sockets]
         gc.collect()
         opened = status_kib("VmRSS")
+        batches = []
+        for receiver in receivers:
+            sockets[0].sendto(payload(100), receiver.socket.getsockname())
+            batches.append(await receiver.receive())
+        gc.collect()
+        received = status_kib("VmRSS")
+        del batches
         async with trio.open_nursery() as nursery:
             for receiver in receivers:
                 nursery.start_soon(receiver.receive)
@@ -83,7 +91,7 @@ async def open_idle_receivers() -> tuple[int, int]:
             gc.collect()
             waiting = status_kib("VmRSS")
             nursery.cancel_scope.cancel()
-    return each(opened - before), each(waiting - before)
+    return each(opened - before), each(received - before), each(waiting - before)
 
 
 def each(kib: int) -> int:
@@ -91,7 +99,7 @@ def each(kib: int) -> int:
     return kib * 1024 // IDLE_RECEIVERS
 
 
-def idling() -> tuple[int, int]:
+def idling() -> tuple[int, int, int]:
     """In a child: `open_idle_receivers`."""
     return trio.run(open_idle_receivers)
 
@@ -112,11 +120,19 @@ def measure() -> list[Fact]:
                 aim="0",
             ),
         ]
-    receiver, waiting = in_new_process(idling)
+    receiver, received, waiting = in_new_process(idling)
     group = f"memory, {IDLE_RECEIVERS:,} idle receivers on one pool"
     note = "with a task that waits in each, the task included"
     return [
         *facts,
-        Fact(group, "each receiver", float(receiver), "bytes"),
+        Fact(group, "each receiver", float(receiver), "bytes", aim="2 048"),
+        Fact(
+            group,
+            "each that has received a datagram of 100 bytes",
+            float(received),
+            "bytes",
+            "its batch included",
+            "4 096",
+        ),
         Fact(group, "each waiting receiver", float(waiting), "bytes", note),
     ]
