@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 
 from setuptools import Extension, setup
@@ -30,9 +31,12 @@ rows = Extension(
 )
 wanted = BUILD != "no" and sys.platform == "linux" and sys.implementation.name == "cpython"
 
+# What an earlier build left is not this build's: where compiling fails now, it would pass for it.
+BASE = "build/hooks" if HOOKS else "build/plain"
+shutil.rmtree(BASE, ignore_errors=True)
+
 options = {
-    # setuptools would take what an earlier build left behind, with the hooks or without.
-    "build": {"build_base": "build/hooks" if HOOKS else "build/plain"},
+    "build": {"build_base": BASE},
     "build_ext": {"force": True},
 }
 if wanted:

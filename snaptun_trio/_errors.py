@@ -97,11 +97,20 @@ class SendBatchError(Exception):
 
     def __init__(self, failures: Sequence[SendFailure]) -> None:
         self.failures = list(failures)
-        reasons = Counter({f.error.strerror or str(f.error): 0 for f in self.failures})
+        reasons: Counter[str] = Counter()
+        addresses: set[Address | None] = set()
         for failure in self.failures:
             reasons[failure.error.strerror or str(failure.error)] += len(failure.train)
-        count = sum(reasons.values())
-        super().__init__(
-            f"{count} datagram{'' if count == 1 else 's'} could not be sent: "
-            + ", ".join(f"{reason} ({times})" for reason, times in reasons.items())
-        )
+            addresses.add(failure.train.address)
+        count = reasons.total()
+        (whom,) = map(_peer, addresses) if len(addresses) == 1 else (f"{len(addresses)} peers",)
+        why = [
+            reason if len(reasons) == 1 else f"{reason} ({times})"
+            for reason, times in reasons.items()
+        ]
+        datagrams = "1 datagram" if count == 1 else f"{count} datagrams"
+        super().__init__(f"{datagrams} to {whom} could not be sent: {', '.join(why)}")
+
+
+def _peer(address: Address | None) -> str:
+    return "the connected peer" if address is None else f"{address[0]} port {address[1]}"

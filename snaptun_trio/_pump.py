@@ -154,7 +154,7 @@ class BatchPump(Closing, Generic[ReceiverT, SenderT]):
 
     def _check_no_handler(self) -> None:
         if self._handler is not None:
-            raise RuntimeError("a pump with a handler forwards by itself; there is no middle")
+            raise RuntimeError("this pump has a handler, and so neither incoming nor outgoing")
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:  # noqa: ASYNC910
         """Move batches until the receiving side has ended and everything is sent, or `close`.

@@ -63,7 +63,8 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch[Address]]):
 
     Args:
       socket: a UDP socket of IPv4 or IPv6, a `trio.socket.SocketType` or a non-blocking
-        `socket.socket`. Whoever closes the latter calls `trio.lowlevel.notify_closing` first.
+        `socket.socket`. Whoever closes the latter calls `trio.lowlevel.notify_closing` first. One
+        that is not bound yet receives nothing until it is.
       pool: the memory to receive into; by default one of the receiver's own.
       batch_size: the most messages that one system call takes, 1 to `MAX_BATCH_SIZE`. With GRO a
         message can be a train of datagrams. How many are offered within this limit follows the
@@ -116,7 +117,7 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch[Address]]):
         if gro and not switched_off("GRO"):
             self._io.enable_gro()
         self._memory = pool._memory(self._io)
-        self._waiter = ReadinessWaiter(self._io, "receiving from this receiver", reading=True)
+        self._waiter = ReadinessWaiter(self._io, reading=True)
         self._slots = min(_FIRST_SLOTS, batch_size)  # what the next call is offered
         self._filled = False  # whether the last call took all that it was offered
         self._held: PacketBatch[Address] | None = None

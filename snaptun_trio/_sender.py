@@ -42,8 +42,8 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
     datagram that is larger than the interface's MTU is refused with EMSGSIZE, and none is ever
     fragmented.
 
-    The order of the datagrams to one target is kept. Between targets it may change: packets for
-    one target are gathered into trains even when packets for others stood between them.
+    The order of the datagrams to one address is kept. Between addresses it may change: packets for
+    one are gathered into trains even when packets for others stood between them.
 
     Args:
       socket: a bound or connected UDP socket of IPv4 or IPv6, a `trio.socket.SocketType` or a
@@ -74,7 +74,7 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
         check_int("max_packet_size", max_packet_size, 1, MAX_PAYLOAD_IPV6)
         self._max_packet_size = max_packet_size
         self._io.prepare_for_sending(gso=gso and not switched_off("GSO"))
-        self._waiter = ReadinessWaiter(self._io, "sending with this sender", reading=False)
+        self._waiter = ReadinessWaiter(self._io, reading=False)
         self._queue = SendQueue(self._io)
         self._flush = Flush(self._io, self._queue, self._waiter)
         self._discarded = 0

@@ -98,6 +98,18 @@ def check_address(address: Address | None) -> None:
         check_int(f"an address's {name}", number, 0, most)
 
 
+def _beginning(data: bytes | memoryview) -> str:
+    """How a train shows its data: all of little, and the beginning of much."""
+    try:
+        head = bytes(data[:_SHOWN])
+        return repr(head) if len(data) <= _SHOWN else f"<{len(data)} bytes: {head!r}...>"
+    except ValueError:
+        return "<a released view>"
+
+
+_SHOWN = 32  # bytes
+
+
 @final
 @attrs.define(frozen=True, init=False, slots=True)
 class PacketTrain(Generic[AddressT_co]):
@@ -132,7 +144,7 @@ class PacketTrain(Generic[AddressT_co]):
       ValueError: a number is out of its range.
     """
 
-    data: bytes | memoryview
+    data: bytes | memoryview = attrs.field(repr=_beginning)
     segment_size: int
     address: AddressT_co  # type: ignore[misc]  # frozen, which mypy does not see in attrs
     ecn: int | None

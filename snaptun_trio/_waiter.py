@@ -36,8 +36,7 @@ class ReadinessWaiter:
 
     Args:
       io: the socket.
-      reading: the direction.
-      doing: what a task does that uses it, for messages.
+      reading: the direction, and so whether it is a receiver's or a sender's.
 
     Attributes:
       closed: whether `close` was called.
@@ -45,11 +44,10 @@ class ReadinessWaiter:
       asynchronous_errors: errors about earlier datagrams that came to light here, by errno.
     """
 
-    def __init__(self, io: SocketIO, doing: str, *, reading: bool) -> None:
+    def __init__(self, io: SocketIO, *, reading: bool) -> None:
         self._io = io
         self._wait = io.wait_readable if reading else io.wait_writable
         self._reading = reading
-        self._doing = doing
         self._dropped_before: int | None = None
         self._busy = False
         # What `close` cancels to wake the task that waits, and nobody else who waits for the same
@@ -91,8 +89,11 @@ class ReadinessWaiter:
         Raises:
           trio.ClosedResourceError: one of the two.
         """
-        if self.closed or self._io.sock.fileno() < 0:
-            raise trio.ClosedResourceError(f"closed while {self._doing}") from None
+        if self.closed:
+            whose = "receiver" if self._reading else "sender"
+            raise trio.ClosedResourceError(f"the {whose} is closed") from None
+        if self._io.sock.fileno() < 0:
+            raise trio.ClosedResourceError("the socket was closed") from None
 
     def check_free(self) -> None:
         """Refuse to go on while another task uses this direction.
@@ -101,7 +102,8 @@ class ReadinessWaiter:
           trio.BusyResourceError: one does.
         """
         if self._busy:
-            raise trio.BusyResourceError(f"another task is already {self._doing}")
+            doing = "receiving from this receiver" if self._reading else "sending with this sender"
+            raise trio.BusyResourceError(f"another task is already {doing}")
 
     async def wait(self) -> None:
         """Wait until the socket is ready, or until a pause is over that keeps us from spinning.

@@ -212,7 +212,29 @@ def test_a_train_that_does_not_fit_is_not_told_that_the_queue_is_full(udp: ends.
 
 def test_one_failure_is_one_datagram() -> None:
     failure = SendFailure(PacketTrain(b"x", 1, PEER), OSError(errno.EACCES, "Permission denied"))
-    assert str(SendBatchError([failure])) == ("1 datagram could not be sent: Permission denied (1)")
+    message = f"1 datagram to {PEER[0]} port {PEER[1]} could not be sent: Permission denied"
+    assert str(SendBatchError([failure])) == message
+
+
+def test_failures_of_several_peers_are_told_together() -> None:
+    error = OSError(errno.EACCES, "Permission denied")
+    trains = [PacketTrain(b"x", 1, address) for address in (PEER, None, PEER)]
+    report = SendBatchError([SendFailure(train, error) for train in trains])
+    assert str(report) == "3 datagrams to 2 peers could not be sent: Permission denied"
+    report = SendBatchError([SendFailure(trains[1], error)])
+    assert str(report) == "1 datagram to the connected peer could not be sent: Permission denied"
+
+
+def test_a_train_shows_the_beginning_of_its_data() -> None:
+    assert "data=b'abc', segment_size=3" in repr(PacketTrain(b"abc", 3, PEER))
+    assert len(repr(PacketTrain(bytes(60_000), 1200, PEER))) < 400
+    view = memoryview(b"abc")
+    train = PacketTrain(view, 3, PEER)
+    view.release()
+    with memoryview(train.data):
+        pass
+    train.data.release()  # type: ignore[union-attr]
+    assert "released" in repr(train)
 
 
 @pytest.mark.parametrize("slip", ["127.0.0.1:53", ["127.0.0.1", 53], None])

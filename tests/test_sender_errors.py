@@ -76,7 +76,7 @@ def test_a_refused_datagram_does_not_hold_up_the_others(
     (failure,) = report.value.failures
     assert failure.error.errno == number
     assert failure.train == refused
-    assert str(report.value).startswith("2 datagrams could not be sent: ")
+    assert str(report.value).startswith("2 datagrams to 127.0.0.2 port 9 could not be sent: ")
     assert sender.statistics().failures == {number: 2}
     assert sender.gso
     check_law(sender)
@@ -167,7 +167,9 @@ def test_reasons_are_counted_by_datagrams() -> None:
             SendFailure(PacketTrain(b"d", 2, A), OSError("odd")),
         ]
     )
-    assert str(report) == "4 datagrams could not be sent: Permission denied (3), odd (1)"
+    assert str(report) == (
+        "4 datagrams to 127.0.0.1 port 9 could not be sent: Permission denied (3), odd (1)"
+    )
 
 
 # -- errors about an earlier datagram

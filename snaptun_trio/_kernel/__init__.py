@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import sys
+from pathlib import Path
 
 from ._interface import SocketIO
 from ._portable import PortableIO
 from ._sockets import check_socket
+
+logger = logging.getLogger("snaptun_trio")
 
 
 @functools.cache
@@ -20,7 +24,17 @@ def _linux_backend() -> type[SocketIO] | str:
     try:
         from . import _linux, _rows
     except ImportError as error:
-        return f"the compiled part is not there, as without a C compiler ({error.msg})"
+        logger.debug("the compiled part was not imported", exc_info=error)
+        package = Path(__file__).parents[1]
+        if package.with_name("setup.py").exists():
+            return (
+                "the compiled part is not there: this is a source checkout, in which nothing is "
+                "compiled; run the installed package (python -P), or pip install -e it"
+            )
+        return (
+            "the compiled part is not there: it could not be compiled when the package was built, "
+            "or SNAPTUN_TRIO_BUILD=no left it out; to build with SNAPTUN_TRIO_BUILD=yes shows why"
+        )
     if (call := _rows.forbidden()) is not None:
         return f"this system lacks or forbids {call}"
     return _linux.LinuxIO
