@@ -56,6 +56,27 @@ static PyObject *interpose(PyObject *module, PyObject *const *args, Py_ssize_t c
     state->sendmmsg = send ? *(int (**)(int, struct mmsghdr *, unsigned int, int))&send : sendmmsg;
     Py_RETURN_NONE;
 }
+
+static long allocations_left = -1, allocations_held; /* under the GIL, as all that allocates */
+
+int allocation_fails(void) { return allocations_left >= 0 && allocations_left-- == 0; }
+
+void *held(void *memory, int more) {
+    if (memory && memory != MAP_FAILED)
+        allocations_held += more;
+    return memory;
+}
+
+/* fail_allocation(n) -> (how many were left to go before, how many are held)
+ *
+ * Let the n-th allocation of ours from now on fail, once; none with -1. Python's own do not count. */
+static PyObject *fail_allocation(PyObject *Py_UNUSED(module), PyObject *argument) {
+    long fail = PyLong_AsLong(argument), before = allocations_left;
+    if (PyErr_Occurred())
+        return NULL;
+    allocations_left = fail;
+    return Py_BuildValue("ll", before, allocations_held);
+}
 #endif
 
 static int module_exec(PyObject *module) {
@@ -123,6 +144,7 @@ static PyMethodDef functions[] = {
     {"copy_up_to", copy_up_to, METH_O, "copy_up_to(bytes) -> the bytes before"},
     {"interpose", (PyCFunction)(void (*)(void))interpose, METH_FASTCALL,
      "interpose(recvmmsg, sendmmsg): call these addresses, 0 for the C library's."},
+    {"fail_allocation", fail_allocation, METH_O, "fail_allocation(n) -> (left before, held)"},
 #endif
     {NULL, NULL, 0, NULL},
 };
