@@ -57,6 +57,12 @@ static PyObject *interpose(PyObject *module, PyObject *const *args, Py_ssize_t c
     Py_RETURN_NONE;
 }
 
+/* forget(): the addresses that were decoded. */
+static PyObject *forget(PyObject *module, PyObject *Py_UNUSED(ignored)) {
+    addresses_free(state_of(module));
+    return addresses_new(state_of(module)) < 0 ? NULL : Py_NewRef(Py_None);
+}
+
 static long allocations_left = -1, allocations_held; /* under the GIL, as all that allocates */
 
 int allocation_fails(void) { return allocations_left >= 0 && allocations_left-- == 0; }
@@ -98,7 +104,8 @@ static int module_exec(PyObject *module) {
     for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
         *types[i].type = (PyTypeObject *)PyType_FromModuleAndSpec(module, types[i].spec, NULL);
         if (!*types[i].type || PyModule_AddType(module, *types[i].type) < 0)
-            return -1;
+            /* CPython 3.11 raises nothing where it has no memory for a type's name */
+            return PyErr_Occurred() ? -1 : (PyErr_NoMemory(), -1);
     }
     return 0;
 }
@@ -144,6 +151,7 @@ static PyMethodDef functions[] = {
     {"copy_up_to", copy_up_to, METH_O, "copy_up_to(bytes) -> the bytes before"},
     {"interpose", (PyCFunction)(void (*)(void))interpose, METH_FASTCALL,
      "interpose(recvmmsg, sendmmsg): call these addresses, 0 for the C library's."},
+    {"forget", forget, METH_NOARGS, "forget(): the addresses that were decoded."},
     {"fail_allocation", fail_allocation, METH_O, "fail_allocation(n) -> (left before, held)"},
 #endif
     {NULL, NULL, 0, NULL},
