@@ -146,10 +146,15 @@ def copy_up_to(monkeypatch: pytest.MonkeyPatch, nbytes: int) -> None:
 def fail_allocation(number: int) -> tuple[int, int]:
     """Let that one of the compiled part's own allocations fail, from 0 and from now on; -1: none.
 
-    Returns how many were left to go before that of the call before, and how many are held.
+    Returns how many were left to go to that of the call before, and how many are held.
     """
     told: tuple[int, int] = _rows.fail_allocation(number)  # type: ignore[attr-defined]
     return told
+
+
+def held() -> int:
+    """How many allocations of its own the compiled part holds; 0 where it has no hooks."""
+    return fail_allocation(-1)[1] if hasattr(_rows, "fail_allocation") else 0
 
 
 def forget_addresses() -> None:

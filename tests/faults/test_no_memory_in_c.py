@@ -130,7 +130,7 @@ def test_f55_whatever_allocation_fails_nothing_is_lost_or_left_behind(
     for n in range(SWEEPS):
         failed = sweep(CASES[name], failing)
         gc.collect()
-        held[n] = system_calls.fail_allocation(-1)[1]
+        held[n] = system_calls.held()
         blocks[n] = sys.getallocatedblocks()
     if name in SOMETHING_FAILS or (name in LOOKS and isinstance(failing, Pythons)):
         assert failed, "nothing failed, so nothing was shown"
@@ -147,9 +147,9 @@ def test_f55_an_import_without_memory_is_an_import_that_can_be_tried_again(
             isinstance(each, type) and each.__module__ == COMPILED for each in gc.get_objects()
         )
 
-    before = types(), system_calls.fail_allocation(-1)[1]
+    before = types(), system_calls.held()
     assert sweep(import_it, failing)
-    assert (types(), system_calls.fail_allocation(-1)[1]) == before
+    assert (types(), system_calls.held()) == before
 
 
 @pytest.mark.parametrize("failing", ["ours", "one of Python's"], indirect=True)
