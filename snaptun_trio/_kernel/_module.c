@@ -104,7 +104,7 @@ static int module_exec(PyObject *module) {
     for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
         *types[i].type = (PyTypeObject *)PyType_FromModuleAndSpec(module, types[i].spec, NULL);
         if (!*types[i].type || PyModule_AddType(module, *types[i].type) < 0)
-            /* CPython 3.11 raises nothing where it has no memory for a type's name */
+            /* CPython raises nothing where it has no memory for a type's name, up to 3.13 */
             return PyErr_Occurred() ? -1 : (PyErr_NoMemory(), -1);
     }
     return 0;

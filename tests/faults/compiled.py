@@ -286,7 +286,15 @@ def compiled() -> Any:  # noqa: ANN401
 def import_it(scene: Scene) -> Case:
     """A module that there was no memory for is thrown away, and the next import makes another."""
     modules = [compiled() for _ in range(2)]
-    return partial(next, map(_imp.exec_dynamic, modules)), equals(0)
+
+    def check(told: object) -> None:
+        assert told == 0
+        for module in modules:
+            if hasattr(module, "Outgoing"):  # it was executed to the end
+                rows = module.rows([b"x"], [1], [None], None, [None])
+                assert module.outgoing(rows, None, 2).send(-1, 1, True, False) == errno.EBADF
+
+    return partial(next, map(_imp.exec_dynamic, modules)), check
 
 
 CASES: dict[str, Callable[[Scene], Case]] = {

@@ -141,6 +141,9 @@ def test_f55_whatever_allocation_fails_nothing_is_lost_or_left_behind(
 def test_f55_an_import_without_memory_is_an_import_that_can_be_tried_again(
     failing: Ours | Pythons,
 ) -> None:
+    if isinstance(failing, Pythons) and sys.version_info >= (3, 13):
+        pytest.skip("CPython 3.13 crashes, when it imports modules of its own as well")
+
     def types() -> int:
         gc.collect()
         return sum(
