@@ -71,6 +71,7 @@ class Pythons:
 
     def attempt(self, call: Call, number: int) -> tuple[object, bool]:
         """As above, but what fails without a word cannot be told from what does not fail."""
+        gc.disable()  # what it calls, of others, would meet the failure in its place
         _testcapi.set_nomemory(number, number + 1 if self.once else 0)
         try:
             told = call()
@@ -80,6 +81,7 @@ class Pythons:
             told = error
         finally:
             _testcapi.remove_mem_hooks()
+            gc.enable()
         return told, told is NO_MEMORY
 
 
