@@ -178,16 +178,16 @@ def sanitize(session: nox.Session) -> None:
     session.install(".[cli]", env={**HOOKS, "CFLAGS": flags})
     find = ["cc", "-print-file-name=libasan.so"]
     library = subprocess.run(find, capture_output=True, text=True, check=True).stdout.strip()
-    # What dies in a test's child, or under pytest's capture, says why in a file.
+    # What dies in a test's child, or under pytest's capture, says why in a file. UBSan does not:
+    # what it says is seen with `-n 0 -s`.
     reports = Path(session.virtualenv.location, "reports")
     shutil.rmtree(reports, ignore_errors=True)
     reports.mkdir()
-    log = f"log_path={reports}/report"
     env = {
         "LD_PRELOAD": library,
         # Python's arenas and what it keeps to the end are no leaks; leaks have tests of their own.
-        "ASAN_OPTIONS": f"detect_leaks=0:{log}",
-        "UBSAN_OPTIONS": f"print_stacktrace=1:{log}",
+        "ASAN_OPTIONS": f"detect_leaks=0:log_path={reports}/report",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
         "PYTHONMALLOC": "malloc",
     }
     try:
