@@ -178,9 +178,26 @@ def sanitize(session: nox.Session) -> None:
     session.install(".[cli]", env={**HOOKS, "CFLAGS": flags})
     find = ["cc", "-print-file-name=libasan.so"]
     library = subprocess.run(find, capture_output=True, text=True, check=True).stdout.strip()
-    # Python's own arenas and what it keeps to the end are no leaks; leaks have tests of their own.
-    env = {"LD_PRELOAD": library, "ASAN_OPTIONS": "detect_leaks=0", "PYTHONMALLOC": "malloc"}
-    session.run(*PYTEST, *PARALLEL, *session.posargs, env=env)
+    # What dies in a test's child, or under pytest's capture, says why in a file. UBSan does not:
+    # what it says is seen with `-n 0 -s`.
+    reports = Path(session.virtualenv.location, "reports")
+    shutil.rmtree(reports, ignore_errors=True)
+    reports.mkdir()
+    env = {
+        "LD_PRELOAD": library,
+        # Python's arenas and what it keeps to the end are no leaks; leaks have tests of their own.
+        "ASAN_OPTIONS": f"detect_leaks=0:log_path={reports}/report",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+        "PYTHONMALLOC": "malloc",
+    }
+    try:
+        session.run(*PYTEST, *PARALLEL, *session.posargs, env=env)
+    finally:
+        found = sorted(reports.iterdir())
+        for report in found:
+            session.warn(report.read_text(errors="replace"))
+    if found:
+        session.error(f"the tests passed, and there are {len(found)} reports")
 
 
 @nox.session(default=False)

@@ -1,4 +1,5 @@
-# The two system calls of the Linux backend, with a test's functions in their place.
+# The two system calls of the Linux backend, with a test's functions in their place; and the other
+# hooks of the compiled part.
 #
 # A build for the tests (SNAPTUN_TRIO_TEST_HOOKS) calls them through pointers. A test's function
 # gets what the C library would: addresses and numbers. It tells an errno with `ctypes.set_errno`.
@@ -140,3 +141,22 @@ def copy_up_to(monkeypatch: pytest.MonkeyPatch, nbytes: int) -> None:
     """Let batches with at most so many payload bytes be copied; with -1 nothing is."""
     require_hooks()
     monkeypatch.setattr(_copying, "up_to", nbytes)
+
+
+def fail_allocation(number: int) -> tuple[int, int]:
+    """Let that one of the compiled part's own allocations fail, from 0 and from now on; -1: none.
+
+    Returns how many were left to go to that of the call before, and how many are held.
+    """
+    told: tuple[int, int] = _rows.fail_allocation(number)  # type: ignore[attr-defined]
+    return told
+
+
+def held() -> int:
+    """How many allocations of its own the compiled part holds; 0 where it has no hooks."""
+    return fail_allocation(-1)[1] if hasattr(_rows, "fail_allocation") else 0
+
+
+def forget_addresses() -> None:
+    """Let the compiled part forget the addresses that it decoded."""
+    _rows.forget()  # type: ignore[attr-defined]

@@ -66,9 +66,12 @@ def test_nothing_says_nothing() -> None:
     assert _cmsg.decode([(99, 99, b"whatever")]) == _cmsg.Ancillary()
 
 
-def test_a_segment_size_of_zero_is_not_told() -> None:
-    assert _cmsg.decode([(_abi.SOL_UDP, _abi.UDP_GRO, INT.pack(0))]).segment_size is None
-    assert _cmsg.decode([(_abi.SOL_UDP, _abi.UDP_GRO, INT.pack(1200))]).segment_size == 1200
+@pytest.mark.parametrize("size", [0, -1, -1200, -(2**31)])
+def test_a_segment_size_that_is_not_positive_is_not_told(size: int) -> None:
+    bad, good = ((_abi.SOL_UDP, _abi.UDP_GRO, INT.pack(each)) for each in (size, 1200))
+    assert _cmsg.decode([bad]).segment_size is None
+    for messages in ([good], [bad, good], [good, bad]):
+        assert _cmsg.decode(messages).segment_size == 1200
 
 
 def test_a_segment_size_that_came_cut_is_not_told() -> None:

@@ -71,9 +71,10 @@ def decode(messages: Iterable[ControlMessage]) -> Ancillary:
         size = len(data)
         match level, kind:
             case _abi.SOL_UDP, _abi.UDP_GRO if size >= 4:
-                # An int; net/ipv4/udp.c. Never zero from a sound kernel: zero would split into
-                # datagrams without end, so it is taken for "not told".
-                segment_size = _INT.unpack_from(data)[0] or None
+                # An int; net/ipv4/udp.c. Always positive from a sound kernel: zero would split into
+                # datagrams without end, so what is not is passed over, here as in `_pool.c`.
+                if (stride := _INT.unpack_from(data)[0]) > 0:
+                    segment_size = stride
             case _abi.SOL_IP, _abi.IP_TOS if size >= 1:
                 ecn = data[0] & 3  # one byte on reception, net/ipv4/ip_sockglue.c
             case _abi.SOL_IPV6, _abi.IPV6_TCLASS if size >= 4:

@@ -56,6 +56,33 @@ static PyObject *interpose(PyObject *module, PyObject *const *args, Py_ssize_t c
     state->sendmmsg = send ? *(int (**)(int, struct mmsghdr *, unsigned int, int))&send : sendmmsg;
     Py_RETURN_NONE;
 }
+
+/* forget(): the addresses that were decoded. */
+static PyObject *forget(PyObject *module, PyObject *Py_UNUSED(ignored)) {
+    addresses_free(state_of(module));
+    return addresses_new(state_of(module)) < 0 ? NULL : Py_NewRef(Py_None);
+}
+
+static long allocations_left = -1, allocations_held; /* under the GIL, as all that allocates */
+
+int allocation_fails(void) { return allocations_left >= 0 && allocations_left-- == 0; }
+
+void *held(void *memory, int more) {
+    if (memory && memory != MAP_FAILED)
+        allocations_held += more;
+    return memory;
+}
+
+/* fail_allocation(n) -> (how many were left to go before, how many are held)
+ *
+ * Let the n-th allocation of ours from now on fail, once; none with -1. Python's own do not count. */
+static PyObject *fail_allocation(PyObject *Py_UNUSED(module), PyObject *argument) {
+    long fail = PyLong_AsLong(argument), before = allocations_left;
+    if (PyErr_Occurred())
+        return NULL;
+    allocations_left = fail;
+    return Py_BuildValue("ll", before, allocations_held);
+}
 #endif
 
 static int module_exec(PyObject *module) {
@@ -77,7 +104,8 @@ static int module_exec(PyObject *module) {
     for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
         *types[i].type = (PyTypeObject *)PyType_FromModuleAndSpec(module, types[i].spec, NULL);
         if (!*types[i].type || PyModule_AddType(module, *types[i].type) < 0)
-            return -1;
+            /* CPython raises nothing where it has no memory for a type's name, up to 3.13 */
+            return PyErr_Occurred() ? -1 : (PyErr_NoMemory(), -1);
     }
     return 0;
 }
@@ -123,6 +151,8 @@ static PyMethodDef functions[] = {
     {"copy_up_to", copy_up_to, METH_O, "copy_up_to(bytes) -> the bytes before"},
     {"interpose", (PyCFunction)(void (*)(void))interpose, METH_FASTCALL,
      "interpose(recvmmsg, sendmmsg): call these addresses, 0 for the C library's."},
+    {"forget", forget, METH_NOARGS, "forget(): the addresses that were decoded."},
+    {"fail_allocation", fail_allocation, METH_O, "fail_allocation(n) -> (left before, held)"},
 #endif
     {NULL, NULL, 0, NULL},
 };

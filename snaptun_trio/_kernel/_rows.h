@@ -102,6 +102,20 @@ void addresses_free(State *state);
 int same_name(const struct row *a, const struct row *b);
 Rows *rows_gathered(Rows *rows);
 
+#ifdef SNAPTUN_TRIO_TEST_HOOKS
+/* All that is not Python's is allocated through these, so that a test can count it, and can let it
+ * fail: see `fail_allocation`. */
+#include <stdlib.h>
+#include <sys/mman.h>
+int allocation_fails(void);
+void *held(void *memory, int more);
+#define malloc(size) held(allocation_fails() ? NULL : malloc(size), 1)
+#define calloc(count, size) held(allocation_fails() ? NULL : calloc(count, size), 1)
+#define mmap(...) held(allocation_fails() ? MAP_FAILED : mmap(__VA_ARGS__), 1)
+#define free(memory) free(held(memory, -1))
+#define munmap(memory, size) munmap(held(memory, -1), size)
+#endif
+
 /* pool.c */
 PyObject *lease_memory(PyObject *lease, const char *base, Py_ssize_t length);
 

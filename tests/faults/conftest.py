@@ -20,6 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("faults", "the fault suite")
     group.addoption("--datagrams", type=int, help="how many datagrams a soak sends")
     group.addoption("--rounds", type=int, help="how many cancellations or inputs a soak makes")
+    group.addoption("--inputs", type=int, help="how many messages the two readings compare")
     group.addoption("--minutes", type=int, help="how long the soak of all faults runs")
     group.addoption("--seed", type=int, help="the seed of everything that is random")
 
@@ -84,6 +85,12 @@ def seed(pytestconfig: pytest.Config) -> int:
 def rounds(pytestconfig: pytest.Config) -> int:
     """How many cancellations or inputs a soak makes."""
     return _option(pytestconfig, "rounds", 1_000_000)
+
+
+@pytest.fixture
+def inputs(pytestconfig: pytest.Config) -> int:
+    """How many messages the two readings of a soak compare."""
+    return _option(pytestconfig, "inputs", 10_000_000)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import attrs
+import pytest
 import trio
 
 if TYPE_CHECKING:
@@ -61,6 +62,12 @@ def resident_bytes() -> int:
     """The resident size of this process."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def skip_under_a_sanitizer() -> None:
+    """Skip what measures memory or processor time: a sanitizer takes much of its own of both."""
+    if "ASAN_OPTIONS" in os.environ:
+        pytest.skip("a sanitizer takes memory and time of its own")
 
 
 @attrs.define

@@ -17,6 +17,7 @@ import pickle
 import select
 import signal
 import sys
+import time
 import warnings
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -41,6 +42,10 @@ def fork() -> int:
     with warnings.catch_warnings():
         # The other threads are trio's idle workers: they hold no lock that a child needs.
         warnings.simplefilter("ignore", DeprecationWarning)
+        if "ASAN_OPTIONS" in os.environ:
+            # The allocator of GCC 12's sanitizer has one, which a child inherits locked: let a
+            # thread that has just begun, or ends, come to rest.
+            time.sleep(0.2)
         return os.fork()
 
 

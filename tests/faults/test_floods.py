@@ -96,6 +96,7 @@ async def check_gap(
     A wait that is our doing comes in every flood. One that the machine was up to something else
     does not, so the best of up to five counts.
     """
+    limits.skip_under_a_sanitizer()
     limits.leave_out_of_garbage_collection()
     longest = []
     for _ in range(5):
@@ -192,6 +193,7 @@ async def test_refusals_by_the_thousand_keep_no_other_task_waiting(gso: bool, al
 
 async def test_f34_a_flood_that_the_application_does_not_read_grows_nothing() -> None:
     """The pump stands still with full channels: the size of the process stands still as well."""
+    limits.skip_under_a_sanitizer()
     with sockets.udp() as into, sockets.udp() as back, sockets.udp() as out:
         pump = BatchPump(UdpBatchReceiver(into), UdpBatchSender(back), capacity=2)
         async with trio.open_nursery() as nursery:
