@@ -31,8 +31,8 @@ struct slab {
     int slots, used, lasting;
 };
 
-struct shelf { /* the slabs of one number of slots */
-    struct shelf *next;
+struct free_list { /* the slabs of one number of slots */
+    struct free_list *next;
     struct slab *idle;
     int slots, in_use, idle_count;
 };
@@ -40,7 +40,7 @@ struct shelf { /* the slabs of one number of slots */
 typedef struct {
     PyObject_HEAD
     State *state;
-    struct shelf *shelves;
+    struct free_list *free_lists;
     size_t slot_size;
     long capacity, in_use, most_in_use;
     long long reused, allocated, beyond;
@@ -49,7 +49,7 @@ typedef struct {
 typedef struct {
     PyObject_HEAD
     Pool *pool;
-    struct shelf *shelf;
+    struct free_list *list;
     struct slab *slab;
     Py_ssize_t visible; /* bytes that are exported */
     char writable;
@@ -110,47 +110,47 @@ static void slab_rearm(struct slab *slab) {
     slab->used = 0;
 }
 
-static struct shelf *pool_shelf(Pool *pool, int slots) {
-    struct shelf *shelf = pool->shelves;
-    while (shelf && shelf->slots != slots)
-        shelf = shelf->next;
-    if (!shelf && (shelf = calloc(1, sizeof *shelf))) {
-        shelf->slots = slots;
-        shelf->next = pool->shelves;
-        pool->shelves = shelf;
+static struct free_list *free_list_of(Pool *pool, int slots) {
+    struct free_list *list = pool->free_lists;
+    while (list && list->slots != slots)
+        list = list->next;
+    if (!list && (list = calloc(1, sizeof *list))) {
+        list->slots = slots;
+        list->next = pool->free_lists;
+        pool->free_lists = list;
     }
-    return shelf;
+    return list;
 }
 
 /* A slab with `slots` slots. Beyond the capacity, where it serves for one call, only as many as this
  * call is `offered`: to lay out all of them takes ten times as long as the call. */
-static struct slab *pool_take(Pool *pool, struct shelf *shelf, int offered) {
-    struct slab *slab = shelf->idle;
+static struct slab *pool_take(Pool *pool, struct free_list *list, int offered) {
+    struct slab *slab = list->idle;
     if (slab) { /* last in, first out: what was used last is still in the processor's cache */
-        shelf->idle = slab->next;
-        shelf->idle_count--;
+        list->idle = slab->next;
+        list->idle_count--;
         pool->reused++;
     } else {
-        int lasting = shelf->in_use < pool->capacity;
-        slab = slab_new(pool->slot_size, lasting ? shelf->slots : offered, lasting);
+        int lasting = list->in_use < pool->capacity;
+        slab = slab_new(pool->slot_size, lasting ? list->slots : offered, lasting);
         if (!slab)
             return NULL;
         pool->allocated++;
         pool->beyond += !lasting;
     }
-    shelf->in_use++;
+    list->in_use++;
     if (++pool->in_use > pool->most_in_use)
         pool->most_in_use = pool->in_use;
     return slab;
 }
 
-static void pool_put(Pool *pool, struct shelf *shelf, struct slab *slab) {
-    shelf->in_use--;
+static void pool_put(Pool *pool, struct free_list *list, struct slab *slab) {
+    list->in_use--;
     pool->in_use--;
-    if (slab->lasting && shelf->in_use + shelf->idle_count < pool->capacity) {
-        slab->next = shelf->idle;
-        shelf->idle = slab;
-        shelf->idle_count++;
+    if (slab->lasting && list->in_use + list->idle_count < pool->capacity) {
+        slab->next = list->idle;
+        list->idle = slab;
+        list->idle_count++;
     } else {
         slab_free(slab);
     }
@@ -159,16 +159,16 @@ static void pool_put(Pool *pool, struct shelf *shelf, struct slab *slab) {
 /* -- leases */
 
 static Lease *lease_new(Pool *pool, int slots, int offered) {
-    struct shelf *shelf = pool_shelf(pool, slots);
-    Lease *lease = shelf ? PyObject_New(Lease, pool->state->lease_type) : NULL;
+    struct free_list *list = free_list_of(pool, slots);
+    Lease *lease = list ? PyObject_New(Lease, pool->state->lease_type) : NULL;
     if (!lease)
-        return (Lease *)(shelf ? NULL : PyErr_NoMemory());
+        return (Lease *)(list ? NULL : PyErr_NoMemory());
     lease->slab = NULL;
-    lease->shelf = shelf;
+    lease->list = list;
     lease->writable = 0;
     lease->pool = pool;
     Py_INCREF(OBJECT(pool));
-    lease->slab = pool_take(pool, shelf, offered);
+    lease->slab = pool_take(pool, list, offered);
     if (!lease->slab) {
         Py_DECREF(OBJECT(lease));
         return (Lease *)PyErr_NoMemory();
@@ -180,7 +180,7 @@ static Lease *lease_new(Pool *pool, int slots, int offered) {
 static void lease_dealloc(Lease *lease) {
     PyTypeObject *type = Py_TYPE(OBJECT(lease));
     if (lease->slab)
-        pool_put(lease->pool, lease->shelf, lease->slab);
+        pool_put(lease->pool, lease->list, lease->slab);
     Py_DECREF(OBJECT(lease->pool));
     PyObject_Free(lease);
     Py_DECREF(type);
@@ -369,13 +369,13 @@ static PyObject *pool_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) 
 
 static void pool_dealloc(Pool *pool) {
     PyTypeObject *type = Py_TYPE(OBJECT(pool));
-    for (struct shelf *shelf = pool->shelves, *next; shelf; shelf = next) {
-        next = shelf->next;
-        for (struct slab *slab = shelf->idle, *after; slab; slab = after) {
+    for (struct free_list *list = pool->free_lists, *next; list; list = next) {
+        next = list->next;
+        for (struct slab *slab = list->idle, *after; slab; slab = after) {
             after = slab->next;
             slab_free(slab);
         }
-        free(shelf);
+        free(list);
     }
     PyObject_Free(pool);
     Py_DECREF(type);
@@ -394,8 +394,8 @@ static PyObject *pool_get(Pool *pool, PyObject *Py_UNUSED(ignored)) {
 
 static PyObject *pool_statistics(Pool *pool, PyObject *Py_UNUSED(ignored)) {
     long idle = 0;
-    for (struct shelf *shelf = pool->shelves; shelf; shelf = shelf->next)
-        idle += shelf->idle_count;
+    for (struct free_list *list = pool->free_lists; list; list = list->next)
+        idle += list->idle_count;
     return Py_BuildValue("lllLLL", pool->in_use, idle, pool->most_in_use, pool->reused,
                          pool->allocated, pool->beyond);
 }

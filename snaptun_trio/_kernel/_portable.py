@@ -55,7 +55,7 @@ class Scratch:
             return self._idle.pop()
         return self.get()
 
-    def put_back(self, buffer: memoryview) -> None:
+    def release(self, buffer: memoryview) -> None:
         """Take it back."""
         self._idle.append(buffer)
 
@@ -116,7 +116,7 @@ class PortableIO(SocketIO):
                 raise
             late_error = error
         finally:
-            memory.put_back(buffer)
+            memory.release(buffer)
         return received(messages, self, late_error) if messages else None
 
     def outgoing(self, messages: Messages, address: Recipient) -> PortableOutgoing:
