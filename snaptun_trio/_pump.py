@@ -218,6 +218,7 @@ class BatchPump(Closing, Generic[ReceiverT, SenderT]):
         received, answered = len(batch), 0
         self._batches_received += 1
         self._datagrams_received += received
+        self._waiting += received  # for the handler, which may look at the statistics
         try:
             answer: object = handler(batch)
             if isinstance(answer, PacketBatch):
@@ -226,6 +227,7 @@ class BatchPump(Closing, Generic[ReceiverT, SenderT]):
                 check_result("handler", answer)
                 raise TypeError(f"a handler returns a PacketBatch or None, not {brief(answer, 80)}")
         finally:
+            self._waiting -= received
             if not answered:
                 self._batches_discarded += 1
             if answered > received:

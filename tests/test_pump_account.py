@@ -167,6 +167,26 @@ async def test_an_answer_of_another_length_adds_up(count: int) -> None:
     assert statistics.datagrams_added == max(0, count - 5)
 
 
+@pytest.mark.parametrize("raises", [False, True])
+async def test_a_handler_that_looks_at_the_account_sees_one_that_adds_up(raises: bool) -> None:
+    """What it was called with is in its hands, and waits."""
+    waiting: list[int] = []
+
+    def handler(one: PacketBatch) -> PacketBatch:
+        check_law(pump.statistics())
+        waiting.append(pump.statistics().datagrams_waiting)
+        if raises:
+            raise LookupError
+        return one
+
+    pump = BatchPump(Source(batch(b"a", b"b"), batch(b"c")), Sink(), handler=handler)
+    with contextlib.nullcontext() if not raises else pytest.raises(LookupError):
+        await pump.run()
+    check_law(pump.statistics())
+    assert waiting[0] == 2
+    assert pump.statistics().datagrams_waiting == 0
+
+
 @pytest.mark.parametrize("answer", [5, b"abc", [PacketTrain(b"x", 1, TARGET)], (), 0])
 async def test_an_answer_that_is_no_batch_is_named(answer: Any) -> None:  # noqa: ANN401
     pump = BatchPump(Source(batch(b"a", b"b")), Sink(), handler=lambda one: answer)
