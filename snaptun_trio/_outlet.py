@@ -181,6 +181,10 @@ class SenderOutlet(Outlet):
         if submission.submitted == submission.sent and not self.under_way:
             self._sent += submission.sent
             self.batches_sent += 1
+            # Of what the handler queued in the sender, maybe: nobody else may ever ask for them.
+            failures = self._sender._take_failures()
+            if failures:
+                self._log(failures)
             return True
         self.under_way.append((batch, submission))
         if self._sender.is_empty:

@@ -104,6 +104,35 @@ async def test_what_the_program_queues_in_the_sender_is_not_the_pumps(
     assert statistics.sender.datagrams_failed == 12
 
 
+async def test_refusals_of_what_a_handler_queues_in_the_sender_are_not_heaped_up(
+    kernel: scripted.ScriptedKernel, udp: ends.MakeSocket, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each holds a train and its memory, and a pump that is never in arrears runs for ever."""
+
+    def refuse(first: OutgoingMessage) -> int:
+        return -errno.EACCES if first.address == DEAD else 1
+
+    def handler(one: PacketBatch) -> PacketBatch:
+        pump.sender.try_queue_packet(b"for nobody", DEAD)
+        return one
+
+    kernel.receives += [numbered(1) for _ in range(20)]
+    kernel.sends += [refuse] * 100
+    kernel.waits.always_writable = True
+    pump = BatchPump(UdpBatchReceiver(udp()), UdpBatchSender(udp()), handler=handler)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(pump.run)
+        with trio.fail_after(ends.PATIENCE):
+            while pump.statistics().datagrams_sent < 20:
+                await trio.testing.wait_all_tasks_blocked()
+                kernel.waits.wake()
+        pump.sender.try_flush_best_effort()  # raises nothing: all were told of, in the log
+        assert len(caplog.records) == 1
+        check_law(pump.statistics())
+        assert pump.sender.statistics().datagrams_failed == 20
+        pump.close()
+
+
 @pytest.mark.parametrize("end", ["close", "cancel"])
 async def test_what_the_full_socket_did_not_take_is_discarded_when_the_pump_ends(
     kernel: scripted.ScriptedKernel, udp: ends.MakeSocket, end: str
