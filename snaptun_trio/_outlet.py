@@ -151,9 +151,9 @@ class ChannelOutlet(Outlet):
             await self._channel.send(batch)
         except SendBatchError as error:
             for failure in error.failures:
-                # It may also name datagrams that others gave it.
-                most = _waiting(batch, submission)
-                submission.fail(failure.error.errno or 0, min(failure.datagrams, most))
+                most = _waiting(batch, submission)  # it may also name what others gave it
+                number, failed = failure.error.errno or 0, submission.failed
+                failed[number] = failed.get(number, 0) + min(failure.datagrams, most)
             self._log(error.failures)
         submission.sent = _waiting(batch, submission)
 

@@ -39,10 +39,6 @@ class Submission:
         """Datagrams that are neither sent nor given up."""
         return self.submitted - self.sent - sum(self.failed.values()) - self.discarded
 
-    def fail(self, number: int, datagrams: int) -> None:
-        """Enter datagrams that the kernel refused for good."""
-        self.failed[number] = self.failed.get(number, 0) + datagrams
-
 
 @attrs.define(eq=False)
 class PendingSend:
@@ -141,9 +137,10 @@ class SendQueue:
 
     def take_back(self, pending: PendingSend) -> None:
         """Undo `add`."""
+        datagrams = pending.submission.submitted
+        queued, submitted = self.datagrams - datagrams, self.submitted - datagrams
         self._pending.remove(pending)
-        self.datagrams -= pending.submission.submitted
-        self.submitted -= pending.submission.submitted
+        self.datagrams, self.submitted = queued, submitted
         pending.submission.submitted = 0
 
     def withdraw(self, submission: Submission) -> int:
@@ -151,9 +148,9 @@ class SendQueue:
         dropped = submission.waiting
         if dropped:
             (pending,) = [one for one in self._pending if one.submission is submission]
+            queued, discarded = self.datagrams - dropped, submission.discarded + dropped
             self._pending.remove(pending)
-            self.datagrams -= dropped
-            submission.discarded += dropped
+            self.datagrams, submission.discarded = queued, discarded
         return dropped
 
     def first(self) -> PendingSend:
@@ -161,9 +158,9 @@ class SendQueue:
         if self._pending:
             return self._pending[0]
         # Made whole before anything is let go: what fails on the way has changed nothing.
-        gathered = self._gather()
+        gathered, nothing = self._gather(), dict[bytes, _Waiting]()
         self._pending.append(gathered)
-        self._waiting = {}
+        self._waiting = nothing
         self._trains_wait = False
         self._connected, self._last_address = None, PER_TRAIN_ADDRESS
         return gathered

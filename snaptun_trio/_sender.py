@@ -265,7 +265,7 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
             datagrams_submitted=self._queue.submitted,
             datagrams_sent=self._flush.datagrams,
             bytes_sent=self._flush.nbytes,
-            datagrams_failed=self._flush.failed.total(),
+            datagrams_failed=sum(self._flush.failed.values()),
             datagrams_discarded=self._discarded,
             failures=MappingProxyType(dict(self._flush.failed)),
             datagrams_queued=self._queue.datagrams,
@@ -329,4 +329,7 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
 
     def _raise_failures(self) -> None:
         if self._flush.failures:
-            raise SendBatchError(self._take_failures())
+            # Made whole before they are taken: without memory for it, the next call tells of them.
+            error = SendBatchError(self._flush.failures)
+            self._take_failures()
+            raise error
