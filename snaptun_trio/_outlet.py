@@ -166,6 +166,7 @@ class SenderOutlet(Outlet):
         self._sender = sender
 
     async def _send(self, batch: PacketBatch, submission: Submission) -> None:
+        await self._sender._wait_until_free()  # the program may be flushing what it queued
         await self._sender._send(batch, submission)
 
     def send_at_once(self, batch: PacketBatch) -> bool:

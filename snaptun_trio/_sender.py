@@ -318,6 +318,10 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
                 self._waiter.check_open()
             status = self._flush.turn()
 
+    async def _wait_until_free(self) -> None:
+        """For the pump: let others send to the end who began before."""
+        await self._waiter.wait_until_free()
+
     def _withdraw(self, submission: Submission) -> None:
         """For the pump: discard what is left of a batch."""
         self._discarded += self._queue.withdraw(submission)

@@ -52,6 +52,7 @@ class ReadinessWaiter:
         self._doing = doing
         self._dropped_before: int | None = None
         self._busy = False
+        self._freed: trio.Event | None = None  # for those who wait for others
         # What `close` cancels to wake the task that waits, and nobody else who waits for the same
         # borrowed socket, as trio.lowlevel.notify_closing would.
         self._scope: trio.CancelScope | None = None
@@ -73,6 +74,9 @@ class ReadinessWaiter:
         traceback: TracebackType | None,
     ) -> None:
         self._busy = False
+        if self._freed is not None:
+            self._freed.set()
+            self._freed = None
 
     @contextlib.contextmanager
     def lasting(self, scope: trio.CancelScope) -> Iterator[None]:
@@ -104,6 +108,13 @@ class ReadinessWaiter:
         """
         if self._busy:
             raise trio.BusyResourceError(f"another task is already {self._doing}")
+
+    async def wait_until_free(self) -> None:
+        """Wait until no other task uses this direction. No checkpoint where none does."""
+        while self._busy:  # noqa: ASYNC913
+            if self._freed is None:
+                self._freed = trio.Event()
+            await self._freed.wait()
 
     async def wait(self) -> None:
         """Wait until the socket is ready, or until a pause is over that keeps us from spinning.

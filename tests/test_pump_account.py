@@ -104,35 +104,6 @@ async def test_what_the_program_queues_in_the_sender_is_not_the_pumps(
     assert statistics.sender.datagrams_failed == 12
 
 
-async def test_refusals_of_what_a_handler_queues_in_the_sender_are_not_heaped_up(
-    kernel: scripted.ScriptedKernel, udp: ends.MakeSocket, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Each holds a train and its memory, and a pump that is never in arrears runs for ever."""
-
-    def refuse(first: OutgoingMessage) -> int:
-        return -errno.EACCES if first.address == DEAD else 1
-
-    def handler(one: PacketBatch) -> PacketBatch:
-        pump.sender.try_queue_packet(b"for nobody", DEAD)
-        return one
-
-    kernel.receives += [numbered(1) for _ in range(20)]
-    kernel.sends += [refuse] * 100
-    kernel.waits.always_writable = True
-    pump = BatchPump(UdpBatchReceiver(udp()), UdpBatchSender(udp()), handler=handler)
-    async with trio.open_nursery() as nursery:
-        await nursery.start(pump.run)
-        with trio.fail_after(ends.PATIENCE):
-            while pump.statistics().datagrams_sent < 20:
-                await trio.testing.wait_all_tasks_blocked()
-                kernel.waits.wake()
-        pump.sender.try_flush_best_effort()  # raises nothing: all were told of, in the log
-        assert len(caplog.records) == 1
-        check_law(pump.statistics())
-        assert pump.sender.statistics().datagrams_failed == 20
-        pump.close()
-
-
 @pytest.mark.parametrize("end", ["close", "cancel"])
 async def test_what_the_full_socket_did_not_take_is_discarded_when_the_pump_ends(
     kernel: scripted.ScriptedKernel, udp: ends.MakeSocket, end: str
@@ -194,26 +165,6 @@ async def test_an_answer_of_another_length_adds_up(count: int) -> None:
     assert statistics.datagrams_sent == count
     assert statistics.datagrams_discarded == max(0, 5 - count)
     assert statistics.datagrams_added == max(0, count - 5)
-
-
-@pytest.mark.parametrize("raises", [False, True])
-async def test_a_handler_that_looks_at_the_account_sees_one_that_adds_up(raises: bool) -> None:
-    """What it was called with is in its hands, and waits."""
-    waiting: list[int] = []
-
-    def handler(one: PacketBatch) -> PacketBatch:
-        check_law(pump.statistics())
-        waiting.append(pump.statistics().datagrams_waiting)
-        if raises:
-            raise LookupError
-        return one
-
-    pump = BatchPump(Source(batch(b"a", b"b"), batch(b"c")), Sink(), handler=handler)
-    with contextlib.nullcontext() if not raises else pytest.raises(LookupError):
-        await pump.run()
-    check_law(pump.statistics())
-    assert waiting[0] == 2
-    assert pump.statistics().datagrams_waiting == 0
 
 
 @pytest.mark.parametrize("answer", [5, b"abc", [PacketTrain(b"x", 1, TARGET)], (), 0])
