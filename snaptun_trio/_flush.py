@@ -9,7 +9,6 @@ import enum
 import errno
 import logging
 import os
-from collections import Counter
 from typing import TYPE_CHECKING
 
 import trio
@@ -62,7 +61,7 @@ class Flush:
         self._known = KnownRefusals()
         self._refusals = 0  # tries that were refused, ever
         self.failures: list[SendFailure] = []
-        self.failed: Counter[int] = Counter()
+        self.failed: dict[int, int] = {}  # not a Counter, which needs memory to be assigned to
         self.calls = self.trains = self.datagrams = self.nbytes = self.gso_fallbacks = 0
 
     def turn(self) -> FlushStatus:
@@ -78,6 +77,9 @@ class Flush:
             pending = self._queue.first()
             if pending.outgoing.datagrams != pending.entered[1]:
                 self._enter(pending)  # there was no memory to count with
+                continue
+            if not pending.outgoing.more:
+                self._queue.drop_first()  # nor to let go of it
                 continue
             until = pending.unsegmented_until
             if until is not None and until <= pending.place:
@@ -128,7 +130,9 @@ class Flush:
         left = self._queue.datagrams - entered[1] + datagrams
         pending.entered, pending.submission.sent = entered, entered[1]
         self.calls, self.trains, self.datagrams, self.nbytes = calls, trains, sent, nbytes
-        self._queue.settle(left)
+        self._queue.datagrams = left
+        if not outgoing.more:
+            self._queue.drop_first()
 
     def _refused(self, pending: PendingSend, number: int) -> None:
         """Carry out what a refusal means."""
@@ -180,29 +184,44 @@ class Flush:
         begin = offset
         error = OSError(number, os.strerror(number))
         last = pending.last_failure
+        kept = len(self.failures)
         if (
             offset
             and last is not None
             and last.error.errno == number
-            and self.failures
+            and kept
             and self.failures[-1] is last
         ):
             # One more datagram of a train that goes one by one: one failure for them together.
-            self.failures.pop()
+            kept -= 1
             begin -= last.train.nbytes
+        failures: list[SendFailure] = []
         datagrams = 0
         while (index, offset) < end:
             whole = pending.train(index)
             stop = end[1] if index == end[0] else whole.nbytes
             train = make_train(whole.data[begin:stop], whole.segment_size, whole.address, whole.ecn)
-            pending.last_failure = SendFailure(train, error)
-            self.failures.append(pending.last_failure)
+            failures.append(SendFailure(train, error))
             datagrams += datagram_count(stop - offset, whole.segment_size)
             index, offset, begin = index + 1, 0, 0
-        self.failed[number] += datagrams
-        pending.submission.fail(number, datagrams)
-        pending.outgoing.skip(*end)
-        self._queue.settle(self._queue.datagrams - datagrams)
+        # All that needs memory comes before anything is entered, so that the account holds: room
+        # for the errno, the sums, and then what can be undone.
+        of_batch = pending.submission.failed
+        failed = self.failed.setdefault(number, 0) + datagrams
+        failed_of_batch = of_batch.setdefault(number, 0) + datagrams
+        left = self._queue.datagrams - datagrams
+        replaced = self.failures[kept:]
+        self.failures[kept:] = failures
+        try:
+            pending.outgoing.skip(*end)
+        except BaseException:
+            self.failures[kept:] = replaced
+            raise
+        pending.last_failure = failures[-1]
+        self.failed[number], of_batch[number] = failed, failed_of_batch
+        self._queue.datagrams = left  # not by a call, for which there may be no memory either
+        if not pending.outgoing.more:
+            self._queue.drop_first()
 
 
 def _first_datagram(pending: PendingSend) -> tuple[Address | None, int]:

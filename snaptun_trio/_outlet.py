@@ -151,9 +151,9 @@ class ChannelOutlet(Outlet):
             await self._channel.send(batch)
         except SendBatchError as error:
             for failure in error.failures:
-                # It may also name datagrams that others gave it.
-                most = _waiting(batch, submission)
-                submission.fail(failure.error.errno or 0, min(failure.datagrams, most))
+                most = _waiting(batch, submission)  # it may also name what others gave it
+                number, failed = failure.error.errno or 0, submission.failed
+                failed[number] = failed.get(number, 0) + min(failure.datagrams, most)
             self._log(error.failures)
         submission.sent = _waiting(batch, submission)
 
@@ -166,6 +166,7 @@ class SenderOutlet(Outlet):
         self._sender = sender
 
     async def _send(self, batch: PacketBatch, submission: Submission) -> None:
+        await self._sender._wait_until_free()  # the program may be flushing what it queued
         await self._sender._send(batch, submission)
 
     def send_at_once(self, batch: PacketBatch) -> bool:
@@ -181,6 +182,10 @@ class SenderOutlet(Outlet):
         if submission.submitted == submission.sent and not self.under_way:
             self._sent += submission.sent
             self.batches_sent += 1
+            # Of what the handler queued in the sender, maybe: nobody else may ever ask for them.
+            failures = self._sender._take_failures()
+            if failures:
+                self._log(failures)
             return True
         self.under_way.append((batch, submission))
         if self._sender.is_empty:

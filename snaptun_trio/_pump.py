@@ -218,6 +218,7 @@ class BatchPump(Closing, Generic[ReceiverT, SenderT]):
         received, answered = len(batch), 0
         self._batches_received += 1
         self._datagrams_received += received
+        self._waiting += received  # for the handler, which may look at the statistics
         try:
             answer: object = handler(batch)
             if isinstance(answer, PacketBatch):
@@ -226,6 +227,7 @@ class BatchPump(Closing, Generic[ReceiverT, SenderT]):
                 check_result("handler", answer)
                 raise TypeError(f"a handler returns a PacketBatch or None, not {brief(answer, 80)}")
         finally:
+            self._waiting -= received
             if not answered:
                 self._batches_discarded += 1
             if answered > received:
@@ -277,11 +279,8 @@ class BatchPump(Closing, Generic[ReceiverT, SenderT]):
             answer = None
             if time.perf_counter() >= turn_ends or not isinstance(self._receiver, UdpBatchReceiver):
                 return
-            more = self._receiver._receive_more()
-            if more is None:
+            if not self._receiver._receive_more(batches):
                 return
-            batches.append(more)
-            more = None
 
     @trio.lowlevel.enable_ki_protection
     async def _send_all(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from itertools import starmap
 from operator import length_hint
 from types import MappingProxyType
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, final
 
 import trio
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
-    from ._batch import Messages
+    from ._batch import Messages, ReceiveLosses
 
 # How many bytes a call is offered, more or less. Two things pull at it: a call costs 15 to 20 us of
 # Python, and what it brings should still be in the processor's second-level cache when it is sent
@@ -121,6 +121,7 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch[Address]]):
         self._slots = min(_FIRST_SLOTS, batch_size)  # what the next call is offered
         self._filled = False  # whether the last call took all that it was offered
         self._held: PacketBatch[Address] | None = None
+        self._uncounted: Messages | None = None  # there was no memory to count them with
         self._drops_before = self._io.drops()
         self._drops: int | None = None
         self._calls = self._trains = self._datagrams = self._bytes = 0
@@ -178,17 +179,22 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch[Address]]):
         return batch
 
     @trio.lowlevel.enable_ki_protection
-    def _receive_more(self) -> PacketBatch[Address] | None:
-        """For the pump: what is left after a call that filled all that it was offered.
+    def _receive_more(self, batches: list[PacketBatch[Any]]) -> bool:
+        """For the pump: add what is left after a call that filled all that it was offered.
 
-        `None` where the last call left nothing, so that no system call is made only to hear that.
+        Returns whether there was anything. Where the last call left nothing, no system call is made
+        only to hear that.
         """
         if not self._filled:
-            return None
+            return False
         try:
-            return self._take()
+            batch = self._take()
         except trio.ClosedResourceError:
-            return None  # the next `receive` says so
+            return False  # the next `receive` says so
+        if batch is None:
+            return False
+        batches.append(batch)
+        return True
 
     def _waits_in(self, scope: trio.CancelScope) -> AbstractContextManager[None]:
         """For the pump: meanwhile its scope is what `close` cancels to wake it."""
@@ -272,7 +278,9 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch[Address]]):
             return batch
         for errors in range(_MOST_ERRORS):
             try:
-                messages = self._io.receive(self._memory, self._slots, self._batch_size)
+                messages = self._uncounted
+                if messages is None:
+                    messages = self._io.receive(self._memory, self._slots, self._batch_size)
             except OSError as error:
                 if error.errno in _errnos.CLOSED_ERRNOS:
                     raise trio.ClosedResourceError("the socket was closed") from None
@@ -284,35 +292,43 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch[Address]]):
                 if errors:
                     self._waiter.fruitless = 0  # they are what there was, and they are taken in
                 return None
+            self._uncounted = messages
+            batch = batch_of(messages)
             self._account(messages)
+            self._uncounted = None
             if messages.count:
-                return batch_of(messages)
+                return batch
         return None
 
     def _account(self, messages: Messages) -> None:
-        nbytes = messages.nbytes
-        self._filled = messages.count == self._slots
-        self._waiter.fruitless = 0
-        self._calls += 1
-        self._trains += messages.count
-        self._datagrams += messages.datagrams
-        self._bytes += nbytes
+        count, nbytes = messages.count, messages.nbytes
+        # All that needs memory comes before anything is entered, so that the account holds.
+        calls, trains = self._calls + 1, self._trains + count
+        datagrams, received = self._datagrams + messages.datagrams, self._bytes + nbytes
+        slots = self._slots
         if nbytes:
             # As many slots as brought about so much.
             fitting = min(
-                _BYTES_A_CALL * messages.count // nbytes,
-                _DATAGRAMS_A_CALL * messages.count // messages.datagrams,
+                _BYTES_A_CALL * count // nbytes,
+                _DATAGRAMS_A_CALL * count // messages.datagrams,
             )
-            self._slots = max(_FEWEST_SLOTS, min(fitting, self._batch_size))
+            slots = max(_FEWEST_SLOTS, min(fitting, self._batch_size))
         losses = messages.losses
         if losses is not None:
-            self._truncated += losses.truncated
-            self._datagrams_lost += losses.datagrams
-            self._bytes_lost += losses.nbytes
-            self._trains_unknown += losses.trains_unknown
-            self._bytes_unknown += losses.bytes_unknown
-            if losses.error is not None:
-                self._waiter.asynchronous_errors[losses.error.errno or 0] += 1
+            self._account_for(losses)
+        self._filled, self._slots = count == self._slots, slots
+        self._waiter.fruitless = 0
+        self._calls, self._trains = calls, trains
+        self._datagrams, self._bytes = datagrams, received
+
+    def _account_for(self, losses: ReceiveLosses) -> None:
+        self._truncated += losses.truncated
+        self._datagrams_lost += losses.datagrams
+        self._bytes_lost += losses.nbytes
+        self._trains_unknown += losses.trains_unknown
+        self._bytes_unknown += losses.bytes_unknown
+        if losses.error is not None:
+            self._waiter.asynchronous_errors[losses.error.errno or 0] += 1
 
 
 @trio.lowlevel.disable_ki_protection

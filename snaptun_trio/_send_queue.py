@@ -39,10 +39,6 @@ class Submission:
         """Datagrams that are neither sent nor given up."""
         return self.submitted - self.sent - sum(self.failed.values()) - self.discarded
 
-    def fail(self, number: int, datagrams: int) -> None:
-        """Enter datagrams that the kernel refused for good."""
-        self.failed[number] = self.failed.get(number, 0) + datagrams
-
 
 @attrs.define(eq=False)
 class PendingSend:
@@ -82,7 +78,7 @@ class SendQueue:
     other: it is known here by its raw name.
 
     Attributes:
-      datagrams: how many there are.
+      datagrams: how many there are; whoever sends them counts them down.
       submitted: how many were ever put in.
     """
 
@@ -141,9 +137,10 @@ class SendQueue:
 
     def take_back(self, pending: PendingSend) -> None:
         """Undo `add`."""
+        datagrams = pending.submission.submitted
+        queued, submitted = self.datagrams - datagrams, self.submitted - datagrams
         self._pending.remove(pending)
-        self.datagrams -= pending.submission.submitted
-        self.submitted -= pending.submission.submitted
+        self.datagrams, self.submitted = queued, submitted
         pending.submission.submitted = 0
 
     def withdraw(self, submission: Submission) -> int:
@@ -151,9 +148,9 @@ class SendQueue:
         dropped = submission.waiting
         if dropped:
             (pending,) = [one for one in self._pending if one.submission is submission]
+            queued, discarded = self.datagrams - dropped, submission.discarded + dropped
             self._pending.remove(pending)
-            self.datagrams -= dropped
-            submission.discarded += dropped
+            self.datagrams, submission.discarded = queued, discarded
         return dropped
 
     def first(self) -> PendingSend:
@@ -161,18 +158,16 @@ class SendQueue:
         if self._pending:
             return self._pending[0]
         # Made whole before anything is let go: what fails on the way has changed nothing.
-        gathered = self._gather()
+        gathered, nothing = self._gather(), dict[bytes, _Waiting]()
         self._pending.append(gathered)
-        self._waiting = {}
+        self._waiting = nothing
         self._trains_wait = False
         self._connected, self._last_address = None, PER_TRAIN_ADDRESS
         return gathered
 
-    def settle(self, left: int) -> None:
-        """Datagrams of the first one were sent or refused, and so many are left of all."""
-        self.datagrams = left
-        if not self._pending[0].outgoing.more:
-            self._pending.popleft()
+    def drop_first(self) -> None:
+        """Let go of the first one: nothing of it is left, and all of it is in the account."""
+        self._pending.popleft()
 
     def clear(self) -> int:
         """Drop everything. Returns how many datagrams that were."""

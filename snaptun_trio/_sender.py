@@ -265,7 +265,7 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
             datagrams_submitted=self._queue.submitted,
             datagrams_sent=self._flush.datagrams,
             bytes_sent=self._flush.nbytes,
-            datagrams_failed=self._flush.failed.total(),
+            datagrams_failed=sum(self._flush.failed.values()),
             datagrams_discarded=self._discarded,
             failures=MappingProxyType(dict(self._flush.failed)),
             datagrams_queued=self._queue.datagrams,
@@ -318,6 +318,10 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
                 self._waiter.check_open()
             status = self._flush.turn()
 
+    async def _wait_until_free(self) -> None:
+        """For the pump: let others send to the end who began before."""
+        await self._waiter.wait_until_free()
+
     def _withdraw(self, submission: Submission) -> None:
         """For the pump: discard what is left of a batch."""
         self._discarded += self._queue.withdraw(submission)
@@ -329,4 +333,7 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
 
     def _raise_failures(self) -> None:
         if self._flush.failures:
-            raise SendBatchError(self._take_failures())
+            # Made whole before they are taken: without memory for it, the next call tells of them.
+            error = SendBatchError(self._flush.failures)
+            self._take_failures()
+            raise error

@@ -170,8 +170,8 @@ class PumpStatistics(Generic[ReceiverStatisticsT_co, SenderStatisticsT_co]):
     failures: Mapping[int, int]
     """``datagrams_failed`` by errno."""
     datagrams_waiting: int
-    """Datagrams that wait in the pump: for the application, or to be sent. What the application put
-    into ``outgoing`` counts from when the sending task takes it."""
+    """Datagrams that wait in the pump: for the application, in the handler, or to be sent. What the
+    application put into ``outgoing`` counts from when the sending task takes it."""
     batches_incoming: int
     """Batches that wait for the application, or for the sending task where there is a handler."""
     batches_outgoing: int

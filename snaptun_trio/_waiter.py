@@ -50,10 +50,12 @@ class ReadinessWaiter:
         self._reading = reading
         self._dropped_before: int | None = None
         self._busy = False
+        self._freed: trio.Event | None = None  # for those who wait for others
         # What `close` cancels to wake the task that waits, and nobody else who waits for the same
         # borrowed socket, as trio.lowlevel.notify_closing would.
         self._scope: trio.CancelScope | None = None
         self._lasting: trio.CancelScope | None = None
+        self._lasting_task: trio.lowlevel.Task | None = None
         self.fruitless = 0
         self.closed = False
         self.asynchronous_errors: Counter[int] = Counter()
@@ -70,18 +72,22 @@ class ReadinessWaiter:
         traceback: TracebackType | None,
     ) -> None:
         self._busy = False
+        if self._freed is not None:
+            self._freed.set()
+            self._freed = None
 
     @contextlib.contextmanager
     def lasting(self, scope: trio.CancelScope) -> Iterator[None]:
-        """While one task waits again and again: a scope that it is in, to be ended by `close`.
+        """While this task waits again and again: a scope that it is in, to be ended by `close`.
 
         Otherwise each wait makes a scope of its own, which is a tenth of the price of a round trip.
+        Any other task that waits meanwhile, between two waits of this one, is not in the scope.
         """
-        self._lasting = scope
+        self._lasting, self._lasting_task = scope, trio.lowlevel.current_task()
         try:
             yield
         finally:
-            self._lasting = None
+            self._lasting = self._lasting_task = None
 
     def check_open(self) -> None:
         """Refuse to go on after `close`, or when the socket's owner closed it.
@@ -105,6 +111,13 @@ class ReadinessWaiter:
             doing = "receiving from this receiver" if self._reading else "sending with this sender"
             raise trio.BusyResourceError(f"another task is already {doing}")
 
+    async def wait_until_free(self) -> None:
+        """Wait until no other task uses this direction. No checkpoint where none does."""
+        while self._busy:  # noqa: ASYNC913
+            if self._freed is None:
+                self._freed = trio.Event()
+            await self._freed.wait()
+
     async def wait(self) -> None:
         """Wait until the socket is ready, or until a pause is over that keeps us from spinning.
 
@@ -118,7 +131,7 @@ class ReadinessWaiter:
         if self.fruitless and self._something_happened():
             self.fruitless = 0
         try:
-            if self._lasting is not None:
+            if self._lasting is not None and self._lasting_task is trio.lowlevel.current_task():
                 self._scope = self._lasting
                 await self._wait_or_pause()
             else:

@@ -211,3 +211,24 @@ async def test_closing_one_end_leaves_others_at_the_same_socket_alone(
     sock.sendto(b"x", sock.getsockname())
     with trio.fail_after(ends.PATIENCE):
         await done.wait()
+
+
+async def test_a_sender_that_is_closed_between_two_turns_says_so(
+    kernel: scripted.ScriptedKernel, udp: ends.MakeSocket
+) -> None:
+    """The socket takes everything, but more is queued than one turn sends."""
+    sender = UdpBatchSender(udp())
+    trains = [PacketTrain(bytes(n % 1000 + 1), 1000, ("127.0.0.1", 9)) for n in range(3000, 0, -1)]
+
+    async def close_soon() -> None:
+        while not kernel.sent:
+            await trio.lowlevel.checkpoint()
+        sender.close()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(close_soon)
+        with pytest.raises(trio.ClosedResourceError):
+            await sender.send(PacketBatch(trains))
+    statistics = sender.statistics()
+    assert 0 < statistics.datagrams_sent == len(kernel.sent) < 3000
+    assert statistics.datagrams_discarded == 3000 - len(kernel.sent)

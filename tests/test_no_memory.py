@@ -3,24 +3,36 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
+import contextlib
+import sys
+import weakref
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
+import trio
 
 from snaptun_trio import (
     Address,
     PacketBatch,
     PacketBufPool,
     PacketTrain,
+    SendBatchError,
     UdpBatchReceiver,
     UdpBatchSender,
     _send_queue,
+    _sender,
 )
+from snaptun_trio._kernel import _portable
 
 from . import ends, scripted
 from .test_sender import check_law
 
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Iterator
+
 A: Address = ("127.0.0.1", 9)
+NOWHERE: Address = ("127.0.0.1", 0)
 
 
 def _no_memory(*_: object, **__: object) -> NoReturn:
@@ -117,7 +129,155 @@ def test_what_was_sent_and_cannot_be_counted_is_counted_later_and_goes_once(
     assert len(kernel.sent) == 3
 
 
+def test_refusals_that_there_is_no_memory_to_tell_of_are_told_of_by_the_next_call(
+    sender: UdpBatchSender, kernel: scripted.ScriptedKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel.sends += [-1, -1]
+    sender.try_queue_packet(b"refused", A)
+    with monkeypatch.context() as patch:
+        patch.setattr(_sender, "SendBatchError", _no_memory)
+        with pytest.raises(MemoryError):
+            sender.try_flush_best_effort()
+    with pytest.raises(SendBatchError) as report:
+        sender.try_flush_best_effort()
+    assert [list(failure.train) for failure in report.value.failures] == [[b"refused"]]
+    sender.try_flush_best_effort()
+
+
+# -- each place in turn
+
+
+def lacking(place: int, call: Callable[[], object]) -> tuple[object, Exception | None]:
+    """What a call returns or raises without memory for the allocation of this number in it."""
+    memory = pytest.importorskip("_testcapi", reason="CPython's own tests are not there")
+    trace, result, error = sys.gettrace(), None, None
+    sys.settrace(None)  # it would need memory as well
+    memory.set_nomemory(place, place + 1)
+    try:
+        result = call()
+    except Exception as caught:
+        error = caught
+    finally:
+        memory.remove_mem_hooks()
+        sys.settrace(trace)
+    if error is not None and not isinstance(error, SendBatchError | MemoryError | SystemError):
+        raise error
+    return result, error
+
+
+def places(attempt: Callable[[int], bool]) -> int:
+    """Let memory lack at one place after the other, until it lacks nowhere any more."""
+    last = 0
+    for place in range(1, 2000):
+        if attempt(place):
+            last = place
+        elif place - last > 20:
+            break
+    return last
+
+
+def submit_batch(sender: UdpBatchSender, one: Address, two: Address) -> None:
+    trains = PacketTrain.pack([b"a%d" % n for n in range(5)], one)
+    trains += PacketTrain.pack([b"bb%d" % n for n in range(3)], two)
+    trains += PacketTrain.pack([b"bad", b"bad", b"b"], NOWHERE)
+    trains += PacketTrain.pack([b"bbb%d" % n for n in range(300, 303)], two)
+    sender.send_nowait(PacketBatch(trains))
+
+
+def submit_packets(sender: UdpBatchSender, one: Address, two: Address) -> None:
+    for number in range(3):
+        sender.try_queue_packet(b"a%d" % number, one)
+        sender.try_queue_packet(b"b%d" % (number + 300), two)
+    sender.try_queue_train(PacketTrain(b"c0c1c2", 2, two))
+    sender.try_queue_packet(b"bad", NOWHERE)
+    sender.try_flush_best_effort()
+
+
+# Python closes generators that nobody needs any more, and lacks memory even for that.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("submit", [submit_batch, submit_packets])
+def test_wherever_memory_lacks_what_is_submitted_goes_once_and_is_counted_once(
+    backend: str,
+    udp: ends.MakeSocket,
+    submit: Callable[[UdpBatchSender, Address, Address], None],
+) -> None:
+    one, two = udp(), udp()
+
+    def attempt(place: int) -> bool:
+        sender = UdpBatchSender(outgoing)
+        addresses = ends.address_of(one), ends.address_of(two)
+        _, error = lacking(place, lambda: submit(sender, *addresses))
+        failures = error.failures if isinstance(error, SendBatchError) else []
+        check_law(sender)
+        with contextlib.suppress(trio.WouldBlock):
+            try:
+                sender.try_flush_best_effort()
+            except SendBatchError as later:
+                failures += later.failures
+        check_law(sender)
+        statistics = sender.statistics()
+        assert sender.is_empty
+        assert sum(map(len, (failure.train for failure in failures))) <= statistics.datagrams_failed
+        arrived = [*_drain(one), *_drain(two)]
+        assert len(arrived) == len(set(arrived)) == statistics.datagrams_sent
+        return isinstance(error, MemoryError)
+
+    outgoing = udp()
+    attempt(1_000_000)  # or what is made once for all would be made here and there
+    assert places(attempt) > 50
+
+
+@pytest.mark.parametrize("size", [0, 3000])
+def test_wherever_memory_lacks_what_came_in_is_received(
+    backend: str, udp: ends.MakeSocket, size: int
+) -> None:
+    """But for one datagram where Python takes each from the kernel by itself."""
+    into, source = udp(), udp()
+    packets = [bytes([number]) * (size + 1) for number in range(5)]
+
+    def attempt(place: int) -> bool:
+        receiver = UdpBatchReceiver(into, batch_size=8)
+        for packet in packets:
+            source.sendto(packet, ends.address_of(into))
+        ends.wait_until_readable(into)
+        batch, error = lacking(place, receiver.receive_nowait)
+        batches = [batch] if isinstance(batch, PacketBatch) else []
+        with contextlib.suppress(trio.WouldBlock):
+            while True:
+                batches.append(receiver.receive_nowait())
+        received = [packet for batch in batches for packet, _ in batch]
+        assert receiver.statistics().datagrams_received == len(received)
+        if backend == "linux":
+            assert received == packets
+        else:
+            assert len(received) >= len(packets) - 1
+            assert received == [packet for packet in packets if packet in received]
+        return isinstance(error, MemoryError)
+
+    attempt(1_000_000)
+    assert places(attempt) > 5
+
+
+def _drain(sock: socket.socket) -> Iterator[bytes]:
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            yield sock.recv(100)
+
+
 # -- receiving
+
+
+async def test_a_portable_socket_that_there_is_no_memory_for_stays_its_owners(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The second object for its descriptor must not close it, however it ends."""
+    with trio.socket.socket(type=trio.socket.SOCK_DGRAM) as sock:
+        await sock.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(weakref, "finalize", _no_memory)
+        with pytest.raises(MemoryError):
+            _portable.PortableIO(sock)
+        monkeypatch.undo()
+        await sock.sendto(b"x", sock.getsockname())
 
 
 def test_a_receive_without_memory_gives_its_slab_back(

@@ -112,3 +112,23 @@ async def test_a_trio_socket_is_used_without_its_async_methods() -> None:
         with trio.fail_after(ends.PATIENCE):
             assert [packet for packet, _ in await receiver.receive()] == [b"x"]
         assert sock.fileno() >= 0
+
+
+async def test_a_number_that_is_somebody_elses_by_now_is_left_alone(udp: ends.MakeSocket) -> None:
+    """The owner closed the trio socket, and the next socket of the program got its descriptor."""
+    sock = trio.socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    await sock.bind(("127.0.0.1", 0))
+    number = sock.fileno()
+    sender, receiver = UdpBatchSender(sock), UdpBatchReceiver(sock)
+    sender.try_queue_packet(b"never sent", ("127.0.0.1", 9))
+    sock.close()
+    stranger = udp()
+    assert stranger.fileno() == number
+    stranger.sendto(b"for a stranger", ends.address_of(stranger))
+    ends.wait_until_readable(stranger)
+    with pytest.raises(trio.ClosedResourceError):
+        receiver.receive_nowait()
+    with pytest.raises(trio.ClosedResourceError):
+        sender.try_flush_best_effort()
+    del sender, receiver
+    assert ends.read_plainly(stranger, 1) == [b"for a stranger"]

@@ -88,6 +88,54 @@ async def test_a_receiver_that_a_pump_has_used_is_woken_by_close_as_before(
         receiver.close()
 
 
+async def test_closing_a_receiver_wakes_a_program_that_waits_while_the_pump_does_not(
+    kernel: scripted.ScriptedKernel, udp: ends.MakeSocket, nursery: trio.Nursery
+) -> None:
+    """The pump's task waits for room; the program, which cannot know that, waits for datagrams."""
+    kernel.receives += [[PacketTrain(b"%d" % number, 1, PEER)] for number in range(2)]
+    receiver = UdpBatchReceiver(udp(), batch_size=1)
+    pump = BatchPump(receiver, UdpBatchSender(udp()), capacity=1)
+    await nursery.start(pump.run)
+    await trio.testing.wait_all_tasks_blocked()
+    with trio.fail_after(ends.PATIENCE):
+        async with trio.open_nursery() as program:
+            program.start_soon(expect_closed, receiver)
+            while not kernel.waits.waiting:
+                await trio.lowlevel.checkpoint()
+            receiver.close()
+    batches: list[PacketBatch] = [batch async for batch in pump.incoming]
+    assert [packet for batch in batches for packet, _ in batch] == [b"0", b"1"]
+    assert pump.statistics().datagrams_discarded == 0
+    pump.outgoing.close()
+
+
+async def test_of_two_pumps_on_one_receiver_closing_it_ends_both(
+    kernel: scripted.ScriptedKernel, udp: ends.MakeSocket
+) -> None:
+    """One waits for datagrams, the other, which began later, for room in its channel."""
+    receiver = UdpBatchReceiver(udp(), batch_size=1)
+    one, two = (BatchPump(receiver, UdpBatchSender(udp()), capacity=1) for _ in range(2))
+    with trio.fail_after(ends.PATIENCE):
+        async with trio.open_nursery() as nursery:
+            kernel.receives += [[PacketTrain(b"%d" % number, 1, PEER)] for number in range(4)]
+            await nursery.start(one.run)
+            await trio.testing.wait_all_tasks_blocked()
+            await nursery.start(two.run)
+            await trio.testing.wait_all_tasks_blocked()
+            for pump in (one, two):
+                assert pump.statistics().datagrams_waiting == 2
+            for _ in range(2):
+                await one.incoming.receive()
+            while not kernel.waits.waiting:
+                await trio.lowlevel.checkpoint()
+            receiver.close()
+            for pump in (one, two):
+                pump.outgoing.close()
+                async for _ in pump.incoming:
+                    pass
+    assert one.statistics().datagrams_discarded == two.statistics().datagrams_discarded == 0
+
+
 async def expect_closed(receiver: UdpBatchReceiver) -> None:
     with pytest.raises(trio.ClosedResourceError):
         await receiver.receive()

@@ -374,3 +374,35 @@ def test_more_pieces_than_a_call_takes_go_in_several(
     assert calls == 3
     assert [p for message in recorder.messages for p in message.datagrams()] == packets
     assert max(len(message.bases) for message in recorder.messages) <= 64
+
+
+@pytest.mark.parametrize("skipped", [100, 200, 300])
+def test_the_twins_go_on_from_the_middle_of_a_message_that_was_refused(
+    recorder: Recorder,
+    sockets: dict[str, socket.socket],
+    monkeypatch: pytest.MonkeyPatch,
+    skipped: int,
+) -> None:
+    trains = (
+        PacketTrain(MEMORY[:500], 100, ("127.0.0.1", 9)),
+        PacketTrain(MEMORY[:90], 30, ("127.0.0.2", 9)),
+    )
+    both = twins_of(sockets["127.0.0.1"], TrainMessages.of_trains(trains), PER_TRAIN_ADDRESS)
+    recorder.refuse_with = errno.EMSGSIZE
+    handed: list[bytes] = []
+
+    def send_message(plain: socket.socket, message: OutgoingMessage) -> None:
+        if recorder.refuse_with:
+            raise OSError(recorder.refuse_with, "too long")
+        handed.append(message.payload)
+
+    monkeypatch.setattr(_portable, "_send_message", send_message)
+    assert [one.send(0, 9, True, False) for one in both] == [errno.EMSGSIZE] * 2
+    recorder.refuse_with = 0
+    recorder.sent.clear()
+    for one in both:
+        one.skip(0, skipped)
+        assert one.send(0, 9, True, False) == 0
+        assert not one.more
+    assert handed == [MEMORY[skipped:500], MEMORY[:90]]
+    assert [message.payload for message in recorder.messages] == handed

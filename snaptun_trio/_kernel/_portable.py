@@ -13,6 +13,8 @@ import sys
 import weakref
 from typing import TYPE_CHECKING
 
+import trio
+
 from . import _abi, _sockaddr
 from ._interface import SocketIO
 from ._pieces import (
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 _HAS_MSG = hasattr(socket.socket, "recvmsg_into") and hasattr(socket.socket, "sendmsg")
 # As an input flag, Linux alone tells the true length of a datagram that did not fit (recvmsg(2)).
 _RECEIVE_FLAGS = _abi.MSG_TRUNC if sys.platform == "linux" else 0
+# As numbers: to ask one of Python's flags costs as much as a quarter of the system call.
+_TRUNC, _CTRUNC = (int(getattr(socket, name, 0)) for name in ("MSG_TRUNC", "MSG_CTRUNC"))
 _ANY_MESSAGE = 65_536  # bytes; an IP packet holds less, and GRO makes no longer ones
 # A call for each message: a batch beyond this gains nothing, and holds up the other tasks.
 _MESSAGES = 64
@@ -72,6 +76,7 @@ class PortableIO(SocketIO):
 
     backend = "portable"
 
+    @trio.lowlevel.enable_ki_protection
     def __init__(self, sock: Socket) -> None:
         super().__init__(sock)
         if isinstance(sock, socket.socket):
@@ -79,9 +84,15 @@ class PortableIO(SocketIO):
         else:
             # A trio socket has no synchronous methods; a second object for its descriptor has. That
             # one must never close it: not here, not when it is collected, not at exit.
-            self._plain = socket.socket(sock.family, sock.type, sock.proto, fileno=sock.fileno())
-            weakref.finalize(self, self._plain.detach)
-            self._plain.setblocking(False)
+            plain = socket.socket(sock.family, sock.type, sock.proto, fileno=sock.fileno())
+            try:
+                plain.setblocking(False)
+                weakref.finalize(self, plain.detach)
+            except BaseException:
+                plain.detach()
+                raise
+            self._plain = plain
+        self._received: list[IncomingMessage] = []  # that nobody was given yet
 
     @contextlib.contextmanager
     def plain(self) -> Iterator[socket.socket]:
@@ -102,7 +113,7 @@ class PortableIO(SocketIO):
         return Scratch(buffer_size)
 
     def receive(self, memory: Scratch, offered: int, slots: int) -> TrainMessages | None:
-        messages: list[IncomingMessage] = []
+        messages = self._received  # still full, where there was no memory to pass it on
         late_error = None
         plain = self._open_plain()
         buffer = memory.take()
@@ -115,9 +126,16 @@ class PortableIO(SocketIO):
             if not messages:
                 raise
             late_error = error
+        except MemoryError:
+            if not messages:
+                raise
         finally:
             memory.release(buffer)
-        return received(messages, self, late_error) if messages else None
+        if not messages:
+            return None
+        found = received(messages, self, late_error)
+        messages.clear()
+        return found
 
     def outgoing(self, messages: Messages, address: Recipient) -> PortableOutgoing:
         return PortableOutgoing(self, prepare(messages, address, self.family))
@@ -182,6 +200,13 @@ class PortableOutgoing:
         while self.more and taken < (1 if single else _MESSAGES) and self.work < budget:
             try:
                 message = self._lay_out()
+                # All that needs memory comes before it goes: nothing may go twice or uncounted.
+                counted = (
+                    self.messages + 1,
+                    self.datagrams + message.datagrams,
+                    self.nbytes + message.nbytes,
+                    self.work + 1 + (message.nbytes >> _WORK_SHIFT),
+                )
                 _send_message(self._io._open_plain(), message)
             except Exception as error:
                 # After others have gone, the next call meets it again, at its own message.
@@ -191,11 +216,9 @@ class PortableOutgoing:
                     raise
                 return error.errno or errno.EIO
             taken += 1
-            self.skip(*message.end)
-            self.messages += 1
-            self.datagrams += message.datagrams
-            self.nbytes += message.nbytes
-            self.work += 1 + (message.nbytes >> _WORK_SHIFT)
+            self.train, self.offset = message.end
+            self._next = None
+            self.messages, self.datagrams, self.nbytes, self.work = counted
         return 0
 
     def _lay_out(self) -> OutgoingMessage:
@@ -220,14 +243,14 @@ def _receive_message(plain: socket.socket, buffer: memoryview) -> IncomingMessag
         # Into memory of its own at once. With the true length of what does not fit, which cannot
         # be here, Python would make up the bytes that are missing.
         data, control, flags, address = plain.recvmsg(_ANY_MESSAGE, _abi.CONTROL_SIZE)
-        cut_control = flags & socket.MSG_CTRUNC and _abi.MSG_CTRUNC
+        cut_control = flags & _CTRUNC and _abi.MSG_CTRUNC
         return IncomingMessage(data, len(data), cut_control, address, control)
     if _HAS_MSG:
         length, control, flags, address = plain.recvmsg_into(
             [buffer], _abi.CONTROL_SIZE, _RECEIVE_FLAGS
         )
-        cut = flags & socket.MSG_TRUNC and _abi.MSG_TRUNC
-        cut_control = flags & socket.MSG_CTRUNC and _abi.MSG_CTRUNC
+        cut = flags & _TRUNC and _abi.MSG_TRUNC
+        cut_control = flags & _CTRUNC and _abi.MSG_CTRUNC
         return IncomingMessage(bytes(buffer[:length]), length, cut | cut_control, address, control)
     try:
         length, address = plain.recvfrom_into(buffer)

@@ -234,6 +234,14 @@ PyObject *outgoing(PyObject *module, PyObject *const *args, Py_ssize_t count) {
 
 /* -- sending */
 
+/* Tell of the message that is next: the refused one, if any. */
+static void show_next(Outgoing *sending) {
+    if (sending->done < sending->count) {
+        sending->end = sending->tx->messages[sending->done].end;
+        sending->segmented = sending->tx->messages[sending->done].datagrams > 1;
+    }
+}
+
 /* What a message counts for: one call of the kernel's, and each 16 KiB as much again. */
 static int work_of(const struct tx *tx, int index) {
     return 1 + (int)(tx->messages[index].nbytes >> 14);
@@ -282,10 +290,7 @@ static PyObject *outgoing_send(Outgoing *sending, PyObject *const *args, Py_ssiz
         sending->done += sent;
         sending->begin = tx->messages[sending->done - 1].end;
     }
-    if (sending->done < sending->count) { /* the message that is next: the refused one, if any */
-        sending->end = tx->messages[sending->done].end;
-        sending->segmented = tx->messages[sending->done].datagrams > 1;
-    }
+    show_next(sending);
     if (sending->done == sending->count || (sent < 0 && (error == EAGAIN || error == EWOULDBLOCK)))
         let_go(sending);
     return PyLong_FromLong(sent < 0 ? error : 0);
@@ -300,6 +305,7 @@ static PyObject *outgoing_skip(Outgoing *sending, PyObject *const *args, Py_ssiz
         return NULL;
     int rows = sending->rows->count;
     if (row < sending->begin.row || row > rows || offset < 0 ||
+        (row == sending->begin.row && offset < (long)sending->begin.offset) ||
         (offset > 0 && (row == rows || offset >= (long)sending->rows->rows[row].length)))
         return PyErr_Format(PyExc_IndexError, "byte %ld of row %ld", offset, row);
     sending->begin = (struct place){(int)row, (uint32_t)offset};
@@ -307,6 +313,7 @@ static PyObject *outgoing_skip(Outgoing *sending, PyObject *const *args, Py_ssiz
         sending->done++; /* those behind it stay laid out */
     else
         let_go(sending);
+    show_next(sending);
     Py_RETURN_NONE;
 }
 
