@@ -32,12 +32,14 @@ if TYPE_CHECKING:
 
     from ._batch import Messages, ReceiveLosses
 
-# How many bytes a call is offered, more or less. Two things pull at it: a call costs 15 to 20 us of
-# Python, and what it brings should still be in the processor's second-level cache when it is sent
-# on. Measured with trains of 60 000 bytes: 8 a call 110 ns a datagram, 12 a call 98, 17 a call 100.
-_BYTES_A_CALL = 512 << 10
+# How many bytes a call is offered, more or less. Two things pull at it: the price of a batch, and
+# that what it brings should still be in the processor's cache when it is looked at or sent on.
+# Forwarding trains of 50 x 1200 bytes costs 214 ns a datagram with 512 KiB a call, 203 with 768, 194
+# with a megabyte and 184 with one and a half; looking at them 196 with 768 KiB or a megabyte, and
+# 264 with a quarter more, since Python fetches new memory for their objects then.
+_BYTES_A_CALL = 1 << 20
 # And how many datagrams. The objects for those of 64 bytes take up more than their bytes: to look
-# at one costs 85 ns with 2048 a call, and 125 with 8000, for which Python fetches new memory.
+# at one costs 76 ns with 2048 a call, and 100 with 3072.
 _DATAGRAMS_A_CALL = 2048
 _FEWEST_SLOTS = 1
 # Before anything is known. Many slots would touch many pages for ever.
@@ -68,7 +70,7 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch[Address]]):
       pool: the memory to receive into; by default one of the receiver's own.
       batch_size: the most messages that one system call takes, 1 to `MAX_BATCH_SIZE`. With GRO a
         message can be a train of datagrams. How many are offered within this limit follows the
-        traffic: about half a megabyte a call, or 2048 datagrams.
+        traffic: about a megabyte a call, or 2048 datagrams.
       gro: let the kernel hand out trains of datagrams (UDP_GRO). It needs a pool with the default
         ``buffer_size``. ``SNAPTUN_TRIO_GRO=0`` in the environment switches it off as well. On a
         socket where somebody has switched it on, it stays on.
