@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 
 # How many bytes a call is offered, more or less. Two things pull at it: the price of a batch, and
 # that what it brings should still be in the processor's cache when it is looked at or sent on.
-# Forwarding trains of 50 x 1200 bytes costs 214 ns a datagram with 512 KiB a call, 203 with 768, 194
-# with a megabyte and 184 with one and a half; looking at them 196 with 768 KiB or a megabyte, and
-# 264 with a quarter more, since Python fetches new memory for their objects then.
+# Forwarding trains of 50 x 1200 bytes costs 214 ns a datagram with 512 KiB a call, 203 with 768,
+# 194 with a megabyte and 184 with one and a half; looking at them 196 with 768 KiB or a megabyte,
+# and 264 with a quarter more, since Python fetches new memory for their objects then.
 _BYTES_A_CALL = 1 << 20
 # And how many datagrams. The objects for those of 64 bytes take up more than their bytes: to look
 # at one costs 76 ns with 2048 a call, and 100 with 3072.

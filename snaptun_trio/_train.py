@@ -85,6 +85,10 @@ def check_address(address: Address | None) -> None:
     """
     if address is None:
         return
+    if type(address) is tuple and len(address) == 2:
+        host, port = address
+        if type(host) is str and type(port) is int and 0 <= port <= 0xFFFF:
+            return
     if not (isinstance(address, tuple) and len(address) in (2, 4)):
         raise TypeError(
             "an address is (host, port) or (host, port, flowinfo, scope_id), "
@@ -263,16 +267,18 @@ class PacketTrain(Generic[AddressT_co]):
         sizes = list(map(len, payloads))
         if max(sizes, default=0) > MAX_PAYLOAD_IPV6:
             raise ValueError(f"a packet of {max(sizes)} bytes is larger than any UDP datagram")
+        # One answer to one question is the usual case, and needs no looking for neighbours.
+        ranges = [(0, 1)] if len(sizes) == 1 else coalesce(sizes, max_train_bytes(address))
         return [
-            PacketTrain(
+            make_train(
                 payloads[start] if stop - start == 1 else b"".join(payloads[start:stop]),
                 sizes[start],
                 address,
-                ecn=ecn,
-                local_address=local_address,
-                interface_index=interface_index,
+                ecn,
+                local_address,
+                interface_index,
             )
-            for start, stop in coalesce(sizes, max_train_bytes(address))
+            for start, stop in ranges
         ]
 
 
