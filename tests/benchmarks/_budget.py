@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from ._traffic import Load
 
 # Messages in a receive call, by shape: what the library offers by itself.
-SLOTS = {"50x1200": 8, "1x1200": 256}
+SLOTS = {"50x1200": 17, "1x1200": 256}
 WARM_UP_ROUNDS = 3
 PUMP = "the pump: its handler, its account, the turns of its tasks"
 
@@ -139,18 +139,20 @@ async def sit_in_trio(shape: Shape, rounds: int, us: dict[str, list[float]]) -> 
         ):
             for number in range(WARM_UP_ROUNDS + rounds):
                 counted: dict[str, float] = {}
-                for stage, (drain, sends) in STAGES.items():
+                # Each twice, and the second time counts: what came before it has left the cache.
+                for stage, (drain, sends) in [item for item in STAGES.items() for _ in range(2)]:
                     load = scene.traffic.send(shape.round_trains)
                     before = time.process_time_ns()
                     drain(stages, load)
                     counted[stage] = (time.process_time_ns() - before) / scene.batches(load)
                     if sends:
                         scene.sinks.empty(load.nbytes)
-                load = pumped.traffic.send(shape.round_trains)
-                before = time.process_time_ns()
-                await wait_all_tasks_blocked()
-                counted[PUMP] = (time.process_time_ns() - before) / pumped.batches(load)
-                pumped.sinks.empty(load.nbytes)
+                for _ in range(2):
+                    load = pumped.traffic.send(shape.round_trains)
+                    before = time.process_time_ns()
+                    await wait_all_tasks_blocked()
+                    counted[PUMP] = (time.process_time_ns() - before) / pumped.batches(load)
+                    pumped.sinks.empty(load.nbytes)
                 for stage, ns in counted.items() if number >= WARM_UP_ROUNDS else ():
                     us.setdefault(stage, []).append(ns / 1000)
 
