@@ -148,7 +148,9 @@ class Flush:
         if verdict is Verdict.CLOSED:
             raise trio.ClosedResourceError("the socket was closed") from None
         address, size = _first_datagram(pending)
-        self._waiter.asynchronous_errors.update(n for n in pending.errors if n != number)
+        for other in pending.errors:
+            if other != number:
+                self._waiter.asynchronous_errors[other] += 1
         self._known.learn(address, number, size, tries=len(pending.errors))
         pending.errors = ()
         end = pending.outgoing.end_train, pending.outgoing.end_offset

@@ -308,7 +308,7 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
             status = self._flush.turn()
         await self._go_on(status)
 
-    async def _go_on(self, status: FlushStatus) -> None:
+    async def _go_on(self, status: FlushStatus) -> None:  # noqa: ASYNC910
         """Send until nothing is left, and return before anybody can add to it."""
         while status is not FlushStatus.DONE:
             if status is FlushStatus.BLOCKED:

@@ -111,7 +111,7 @@ class ReadinessWaiter:
             doing = "receiving from this receiver" if self._reading else "sending with this sender"
             raise trio.BusyResourceError(f"another task is already {doing}")
 
-    async def wait_until_free(self) -> None:
+    async def wait_until_free(self) -> None:  # noqa: ASYNC910
         """Wait until no other task uses this direction. No checkpoint where none does."""
         while self._busy:  # noqa: ASYNC913
             if self._freed is None:

@@ -221,8 +221,8 @@ def test_beyond_its_capacity_a_slab_is_as_long_as_its_call(
     receiver = UdpBatchReceiver(udp(), pool, batch_size=256)
     held = [receive_one(receiver, LONG) for _ in range(5)]
     assert [slots_of(batch) for batch in held[:2]] == [256, 256]
-    # The first call is offered 16 messages, the next as many as make 768 KiB of this size.
-    assert max(slots_of(batch) for batch in held[2:]) <= (768 << 10) // len(LONG)
+    # The first call is offered 16 messages, the next as many as make a megabyte of this size.
+    assert max(slots_of(batch) for batch in held[2:]) <= (1 << 20) // len(LONG)
     assert all(batch.trains[0].data == LONG for batch in held)
     held.clear()
     statistics = pool.statistics()
