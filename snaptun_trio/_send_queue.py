@@ -157,8 +157,11 @@ class SendQueue:
         """What is to be sent next, of what is left."""
         if self._pending:
             return self._pending[0]
+        if not self._waiting:
+            raise RuntimeError(f"{self.datagrams} datagrams are counted, and none is queued")
         # Made whole before anything is let go: what fails on the way has changed nothing.
-        gathered, nothing = self._gather(), dict[bytes, _Waiting]()
+        nothing: dict[bytes, _Waiting] = {}
+        gathered = self._gather()
         self._pending.append(gathered)
         self._waiting = nothing
         self._trains_wait = False
