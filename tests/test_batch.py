@@ -7,6 +7,8 @@ from hypothesis import given, strategies as st
 
 from snaptun_trio import PacketBatch, PacketTrain
 
+from . import ends
+
 A = ("192.0.2.1", 1000)
 B = ("192.0.2.2", 2000)
 
@@ -72,3 +74,13 @@ def test_the_repr_tells_the_size() -> None:
     assert repr(PacketBatch([PacketTrain(b"aabb", 2, A)])) == (
         "<PacketBatch: 2 datagrams, 4 bytes>"
     )
+
+
+@pytest.mark.parametrize("ecn", [None, 1])
+def test_a_batch_for_another_peer_may_have_been_for_the_other_family(
+    pair: ends.Pair, ecn: int | None
+) -> None:
+    """The addresses that it had are nobody's any more."""
+    batch = PacketBatch([PacketTrain(b"x", 1, ("::1", 9), ecn=ecn)])
+    pair.sender.send_nowait(batch.to(pair.target))
+    ends.expect_only(pair, [b"x"])

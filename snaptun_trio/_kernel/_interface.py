@@ -115,7 +115,10 @@ class Outgoing(Protocol):
 
 
 class SocketIO(ABC):
-    """What is known of one socket, and what can be done with it. Nothing here ever waits.
+    """What is known of one socket, and what can be done with it.
+
+    Nothing here waits but `wait_readable` and `wait_writable`.
+
 
     Attributes:
       backend: the name of what moves the data.
@@ -288,9 +291,8 @@ class SocketIO(ABC):
             raw = self.sock.getsockopt(_abi.SOL_SOCKET, _abi.SO_MEMINFO, _MEMINFO.size)
         except OSError:
             return None
-        return (
-            int(_MEMINFO.unpack(raw)[_abi.SK_MEMINFO_DROPS]) if len(raw) >= _MEMINFO.size else None
-        )
+        whole = len(raw) == _MEMINFO.size
+        return int(_MEMINFO.unpack(raw)[_abi.SK_MEMINFO_DROPS]) if whole else None
 
     # -- what we switch on
 

@@ -16,7 +16,7 @@ from ._pieces import IncomingMessage, received
 
 if TYPE_CHECKING:
     from .._batch import Messages, Recipient
-    from .._train import PacketTrain
+    from .._train import Address, PacketTrain
 
 
 def _make_trains(rows: _rows.Rows, first: int, stop: int) -> tuple[PacketTrain, ...]:
@@ -74,27 +74,32 @@ class LinuxIO(SocketIO):
     def _rows_of(self, messages: Messages, address: Recipient) -> _rows.Rows:
         """Rows of what a program made, or of what has ancillary data that has to be said again."""
         made = TrainMessages.of(messages)
+        kept = address is PER_TRAIN_ADDRESS
+        if address is PER_TRAIN_ADDRESS:
+            names = self._names_of(made.addresses)
+        else:
+            name = None if address is None else _sockaddr.name_of(address, self.family)
+            names = [name] * made.count
+        controls = None
+        if not made.plain:
+            controls = [
+                self._control(train, name, kept) for train, name in zip(made.trains(), names)
+            ]
+        return _rows.rows(made.payloads, made.segment_sizes, names, controls, made.addresses)
+
+    def _names_of(self, addresses: list[Address | None]) -> list[bytes | None]:
         names: list[bytes | None] = []
         # By identity, for as long as the addresses live: 80.0 equals 80, and is no port.
         known: dict[int, bytes | None] = {id(None): None}
         last, name = None, None
-        for own in made.addresses:
+        for own in addresses:
             if own is not last:
                 last = own
                 if id(own) not in known and own is not None:
                     known[id(own)] = _sockaddr.name_of(own, self.family)
                 name = known[id(own)]
             names.append(name)
-        controls = None
-        if not made.plain:
-            if address is not PER_TRAIN_ADDRESS:
-                name = None if address is None else _sockaddr.name_of(address, self.family)
-                names = [name] * made.count
-            kept = address is PER_TRAIN_ADDRESS
-            controls = [
-                self._control(train, name, kept) for train, name in zip(made.trains(), names)
-            ]
-        return _rows.rows(made.payloads, made.segment_sizes, names, controls, made.addresses)
+        return names
 
     def _control(self, train: PacketTrain, name: bytes | None, kept: bool) -> bytes | None:
         """What a train asks for beside its address, as raw control messages."""
