@@ -129,7 +129,9 @@ class Flush:
         sent, nbytes = self.datagrams + entered[1] - datagrams, self.nbytes + entered[2] - nbytes
         left = self._queue.datagrams - entered[1] + datagrams
         pending.entered, pending.submission.sent = entered, entered[1]
-        self.calls, self.trains, self.datagrams, self.nbytes = calls, trains, sent, nbytes
+        # Two by two: four at once would be a tuple, for which there may be no memory.
+        self.calls, self.trains = calls, trains
+        self.datagrams, self.nbytes = sent, nbytes
         self._queue.datagrams = left
         if not outgoing.more:
             self._queue.drop_first()
