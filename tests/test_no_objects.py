@@ -69,10 +69,14 @@ class Meter:
         self._costs[self._recorder.received_messages].append(Cost(blocks, peak))
 
     def least(self, messages: int) -> Cost:
-        """The least that a call which brought so many messages took."""
+        """The least that a call which brought so many messages took.
+
+        A round in which something older was let go of shows fewer than none, and tells nothing.
+        """
         costs = self._costs[messages]
-        assert costs, f"no call brought {messages} messages"
-        return Cost(min(cost.blocks for cost in costs), min(cost.peak for cost in costs))
+        blocks = [cost.blocks for cost in costs if cost.blocks >= 0]
+        assert blocks, f"no call brought {messages} messages"
+        return Cost(min(blocks), min(cost.peak for cost in costs))
 
 
 class Scene:
