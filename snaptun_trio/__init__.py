@@ -18,6 +18,7 @@ from ._pool import PacketBufPool
 from ._pump import BatchPump
 from ._receiver import UdpBatchReceiver
 from ._sender import UdpBatchSender
+from ._sockets import open_udp_socket
 from ._statistics import (
     PoolStatistics,
     PumpStatistics,
@@ -51,6 +52,7 @@ __all__ = [
     "backend",
     "backend_reason",
     "open_batch_pump",
+    "open_udp_socket",
 ]
 
 _chosen = _choose_backend()

@@ -11,17 +11,20 @@ from typing import TYPE_CHECKING
 import trio
 
 from ._groups import raise_single
-from ._kernel._sockets import check_socket, close_socket, open_socket
+from ._kernel._sockets import check_socket, close_socket
 from ._pump import DEFAULT_CAPACITY, BatchPump
 from ._receiver import UdpBatchReceiver
 from ._sender import UdpBatchSender
+from ._sockets import DEFAULT_BUFFER, open_udp_socket
 
 if TYPE_CHECKING:
     import socket as stdlib_socket
     from collections.abc import AsyncIterator
 
+    from ._kernel._interface import Socket
     from ._pool import PacketBufPool
     from ._pump import Handler
+    from ._sockets import Local
     from ._train import Address
 
 
@@ -32,8 +35,13 @@ _QUEUE = 256
 
 @contextlib.asynccontextmanager
 async def open_batch_pump(  # noqa: ASYNC911
-    socket: trio.socket.SocketType | stdlib_socket.socket | Address,
+    local_or_socket: trio.socket.SocketType | stdlib_socket.socket | Local = None,
     *,
+    remote: Address | None = None,
+    reuse_port: bool = False,
+    receive_buffer: int = DEFAULT_BUFFER,
+    send_buffer: int = DEFAULT_BUFFER,
+    fragment: bool = False,
     handler: Handler | None = None,
     capacity: int = DEFAULT_CAPACITY,
     pool: PacketBufPool | None = None,
@@ -48,15 +56,19 @@ async def open_batch_pump(  # noqa: ASYNC911
 
     Leaving the block stops receiving, sends everything that was put into ``pump.outgoing`` already,
     and closes the socket. Leaving it by an exception or by cancellation closes at once. A single
-    exception, of the block or of the pump, is never wrapped in a group. Entering is a checkpoint
-    and does not wait; leaving is one, and waits for the socket to take what is left.
+    exception, of the block or of the pump, is never wrapped in a group. Entering is a checkpoint,
+    and waits for names to be resolved; leaving is one, and waits for the socket to take what is
+    left.
 
-    Datagrams are sent with DF set: see `UdpBatchSender` for what an oversize one gets.
+    Without ``fragment`` datagrams are sent with DF set: see `UdpBatchSender` for what an oversize
+    one gets.
 
     Args:
-      socket: a bound UDP socket, which is closed at the end; or a numeric local address to bind one
-        to, with port 0 for any. ``"::"`` takes IPv4 as well. A socket that is opened here asks for
-        send and receive buffers of 4 MiB; the kernel may grant less, see the statistics.
+      local_or_socket: what `open_udp_socket` takes as ``local``; or a bound UDP socket, which is
+        closed at the end, also where entering fails.
+      remote: as for `open_udp_socket`, and so are ``reuse_port``, ``receive_buffer``,
+        ``send_buffer`` and ``fragment``. A socket that is given has been set up by its owner, and
+        takes none of these.
       handler: as for `BatchPump`.
       capacity: as for `BatchPump`.
       pool: as for `UdpBatchReceiver`, and so are ``batch_size``, ``gro``, ``ecn``, ``packet_info``
@@ -64,15 +76,33 @@ async def open_batch_pump(  # noqa: ASYNC911
       gso: as for `UdpBatchSender`.
 
     Raises:
-      OSError: the address cannot be bound.
-      TypeError, ValueError: see `BatchPump`, `UdpBatchReceiver` and `UdpBatchSender`.
+      OSError: see `open_udp_socket`.
+      TypeError, ValueError: see `open_udp_socket`, `BatchPump`, `UdpBatchReceiver` and
+        `UdpBatchSender`.
     """
-    sock = (
-        open_socket(socket)
-        if isinstance(socket, tuple)
-        else check_socket(socket, "a socket or an address (host, port)")
-    )
+    sock: Socket
+    if local_or_socket is None or isinstance(local_or_socket, tuple | int):
+        sock = await open_udp_socket(
+            local_or_socket,
+            remote=remote,
+            reuse_port=reuse_port,
+            receive_buffer=receive_buffer,
+            send_buffer=send_buffer,
+            fragment=fragment,
+        )
+    else:
+        sock = check_socket(local_or_socket, "a socket, an address (host, port) or a descriptor")
     try:
+        if sock is local_or_socket:
+            for name, value, default in (
+                ("remote", remote, None),
+                ("reuse_port", reuse_port, False),
+                ("receive_buffer", receive_buffer, DEFAULT_BUFFER),
+                ("send_buffer", send_buffer, DEFAULT_BUFFER),
+                ("fragment", fragment, False),
+            ):
+                if value != default:
+                    raise ValueError(f"{name}={value}: a socket that is given has its options")
         receiver = UdpBatchReceiver(
             sock,
             pool,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
@@ -264,7 +264,7 @@ async def test_a_socket_that_is_not_fit_is_closed_as_well() -> None:
 @pytest.mark.parametrize(
     ("address", "error"),
     [
-        (("localhost", 0), ValueError),
+        (("", 0), ValueError),
         (("127.0.0.1", -1), ValueError),
         (("127.0.0.1", "http"), TypeError),
         ((127, 0), TypeError),
@@ -289,5 +289,50 @@ async def test_a_wrong_option_is_refused_and_the_socket_closed() -> None:
     sock = ends.bound_socket()
     with pytest.raises(ValueError, match="capacity"):
         async with open_batch_pump(sock, capacity=0):
+            raise AssertionError
+    assert sock.fileno() == -1
+
+
+async def test_without_an_address_it_takes_a_free_port(backend: str) -> None:
+    async with open_batch_pump() as pump:
+        assert address_of(pump)[1] > 0
+
+
+async def test_the_options_of_its_socket_reach_it(backend: str, udp: ends.MakeSocket) -> None:
+    peer = udp()
+    async with open_batch_pump(
+        remote=ends.address_of(peer), receive_buffer=100_000, send_buffer=100_000, fragment=True
+    ) as pump:
+        assert isinstance(pump.receiver, UdpBatchReceiver)
+        assert pump.receiver.socket.getpeername() == ends.address_of(peer)
+        await pump.outgoing.send(ends.batch_of([b"hello"], None))
+        await trio.testing.wait_all_tasks_blocked()
+        assert ends.read_plainly(peer, 1) == [b"hello"]
+
+
+async def test_a_pump_on_an_inherited_descriptor_owns_it(backend: str) -> None:
+    fd = ends.bound_socket().detach()
+    async with open_batch_pump(fd) as pump:
+        assert descriptor_of(pump) == fd
+    with pytest.raises(OSError, match="descriptor"):
+        async with open_batch_pump(fd):
+            raise AssertionError
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"remote": ("127.0.0.1", 9)},
+        {"reuse_port": True},
+        {"receive_buffer": 5000},
+        {"send_buffer": 5000},
+        {"fragment": True},
+    ],
+    ids=lambda option: next(iter(option)),
+)
+async def test_a_socket_that_is_given_takes_no_options(option: dict[str, Any]) -> None:
+    sock = ends.bound_socket()
+    with pytest.raises(ValueError, match=next(iter(option))):
+        async with open_batch_pump(sock, **option):
             raise AssertionError
     assert sock.fileno() == -1

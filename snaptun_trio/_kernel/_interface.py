@@ -310,7 +310,8 @@ class SocketIO(ABC):
         """Make sure that the socket can send, forbid fragmentation, and see whether there is GSO.
 
         The latter is only asked, not tried: a UDP_SEGMENT left set on the socket would segment
-        every plain send of the program that lent it to us.
+        every plain send of the program that lent it to us. Where the socket's owner lets IP
+        fragment that stays so, and nothing is segmented: see `_forbid_fragmentation`.
 
         Raises:
           ValueError: the socket is neither bound nor connected, or segments whatever is sent.
@@ -319,8 +320,7 @@ class SocketIO(ABC):
         segmenting = self.option(_abi.SOL_UDP, _abi.UDP_SEGMENT) if _LINUX else None
         if segmenting:
             raise ValueError("UDP_SEGMENT is set on the socket; it would segment every plain send")
-        self.gso = gso and segmenting is not None
-        self._forbid_fragmentation()
+        self.gso = self._forbid_fragmentation() and gso and segmenting is not None
 
     def _check_bound(self) -> None:
         # The kernel would look for a port on the first send, and where all are taken it answers
@@ -333,7 +333,8 @@ class SocketIO(ABC):
         if not port:
             raise ValueError("the socket must be bound, or connected, before it can send")
 
-    def _forbid_fragmentation(self) -> None:
+    def _forbid_fragmentation(self) -> bool:
+        """Returns whether that is so now."""
         # Set DF on everything sent, and let nothing but the interface's MTU refuse a datagram.
         # Without it the kernel sends trains with DF clear and overlapping IPv4 identifications, so
         # that fragments of different datagrams can be put together to a wrong one; and an oversize
@@ -342,12 +343,22 @@ class SocketIO(ABC):
         #
         # A dual-stack socket reaches IPv4 peers under the IPv4 option. Where a sandbox refuses,
         # sends work all the same.
-        options = [(_abi.SOL_IP, _abi.IP_MTU_DISCOVER)]
+        #
+        # Modes that are nobody's default are their owner's wish (DONT is one for IPv4, where
+        # net.ipv4.ip_no_pmtu_disc is set). Trains would have to go with DF clear then, see above,
+        # and those of oversize datagrams would be refused; so each datagram goes alone.
+        options = [(_abi.SOL_IP, _abi.IP_MTU_DISCOVER, {_abi.IP_PMTUDISC_OMIT})]
         if self.family == socket.AF_INET6:
-            options.append((_abi.SOL_IPV6, _abi.IPV6_MTU_DISCOVER))
-        for level, name in options if _LINUX else ():
+            chosen = {_abi.IP_PMTUDISC_OMIT, _abi.IP_PMTUDISC_DONT}
+            options.append((_abi.SOL_IPV6, _abi.IPV6_MTU_DISCOVER, chosen))
+        forbidden = True
+        for level, name, fragmenting in options if _LINUX else ():
+            if self.option(level, name) in fragmenting:
+                forbidden = False
+                continue
             with contextlib.suppress(OSError):
                 self.sock.setsockopt(level, name, _abi.IP_PMTUDISC_PROBE)
+        return forbidden
 
     def report(self, flag: str) -> None:
         """Switch on the control messages that fill one of a train's ancillary fields.

@@ -1,24 +1,30 @@
-# Sockets: whether a borrowed one is fit, and how one of our own is opened and closed.
+# Sockets: whether a borrowed one is fit, and how one of our own is opened, adopted and closed.
+#
+# Nothing here waits, and no name is resolved: that is for `_sockets` above.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
-from typing import TYPE_CHECKING
+import sys
+from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
 from .._brief import brief
-from . import _sockaddr
+from . import _abi, _sockaddr
 from ._interface import Socket
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from .._train import Address
 
-# What a socket of our own asks for, in bytes; the kernel caps it (net.core.rmem_max, wmem_max).
-# The default of 212 992 holds four trains of 50 x 1200 bytes on the way in. On the way out it is
-# used up by 256 small datagrams to one absent neighbour, and then nobody is served for 3 seconds.
-_SOCKET_BUFFER = 4 << 20
+_KEPT = 2 if sys.platform == "linux" else 1
+# What a UDP socket may say of its protocol: nothing, UDP or UDP-Lite. An ICMP socket looks the same
+# but for that.
+_UDP = (0, socket.IPPROTO_UDP, 136)
 
 
 def check_socket(sock: object, wanted: str = "a trio or standard library socket") -> Socket:
@@ -43,29 +49,134 @@ def check_socket(sock: object, wanted: str = "a trio or standard library socket"
     return sock
 
 
-def open_socket(address: Address) -> trio.socket.SocketType:
-    """A UDP socket that is bound to a numeric local address.
+class SocketOptions(NamedTuple):
+    """What a socket of our own is opened with, see `open_udp_socket`."""
+
+    reuse_port: bool
+    receive_buffer: int
+    send_buffer: int
+    fragment: bool
+
+
+def open_socket(
+    local: Address, remote: Address | None, options: SocketOptions
+) -> trio.socket.SocketType:
+    """A UDP socket that is bound to a numeric address, and connected to one if need be.
+
+    Nothing is left open where it fails.
 
     Raises:
-      OSError: the address cannot be bound.
-      TypeError, ValueError: it is not a numeric address.
+      OSError: the system refuses; the message says which option, and its value.
+      TypeError, ValueError: an address is not numeric.
     """
-    sock = socket.socket(_sockaddr.family_of(address), socket.SOCK_DGRAM)
+    sock = socket.socket(_sockaddr.family_of(local), socket.SOCK_DGRAM)
     try:
         sock.setblocking(False)
-        if address[0] == "::":
+        if local[0] == "::":
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        for name in (socket.SO_RCVBUF, socket.SO_SNDBUF):
-            if sock.getsockopt(socket.SOL_SOCKET, name) < _SOCKET_BUFFER:
-                sock.setsockopt(socket.SOL_SOCKET, name, _SOCKET_BUFFER)
-        try:
-            sock.bind(address)
-        except OSError as error:  # the kernel does not say which address
-            raise OSError(error.errno, f"{error.strerror}: {address}") from None
-        return trio.socket.from_stdlib_socket(sock)
+        if options.reuse_port:
+            with _named("reuse_port=True"):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        with _named(f"local={local}"):
+            sock.bind(local)
+        return _finish(sock, remote, options)
     except BaseException:
         sock.close()
         raise
+
+
+def adopt_socket(
+    fd: int, remotes: Sequence[Address], options: SocketOptions
+) -> trio.socket.SocketType:
+    """The UDP socket of a descriptor that this process inherited, ours from here on.
+
+    Where it fails the descriptor stays open, and its owner's.
+
+    Args:
+      fd: the descriptor.
+      remotes: the addresses to try to connect it to, in this order; empty for none.
+      options: what it gets beside those that it has.
+
+    Raises:
+      OSError: there is no socket of this number, or the system refuses an option.
+      ValueError: it is not a UDP socket, not bound, or not of the family of any of ``remotes``.
+    """
+    told = f"local={fd}, a file descriptor"
+    with _named(f"{told}; a port is (None, {fd})"):
+        sock = socket.socket(fileno=fd)
+    try:
+        if (
+            sock.type != socket.SOCK_DGRAM
+            or sock.family not in (socket.AF_INET, socket.AF_INET6)
+            or sock.proto not in _UDP
+        ):
+            raise ValueError(f"{told}: a UDP socket of IPv4 or IPv6 is needed, not {sock!r}")
+        if not sock.getsockname()[1]:
+            raise ValueError(f"{told}: the socket is not bound")
+        fitting = [to for to in remotes if can_reach(sock.getsockname(), to)]
+        if remotes and not fitting:
+            raise ValueError(f"remote={remotes[0]} is not of the family of {told}")
+        sock.setblocking(False)
+        os.set_inheritable(fd, False)
+        for remote in fitting[:-1]:
+            try:
+                return _finish(sock, remote, options)
+            except OSError:
+                continue  # the next one says so, if it fails as well
+        return _finish(sock, fitting[-1] if fitting else None, options)
+    except BaseException:
+        sock.detach()
+        raise
+
+
+def can_reach(local: Address, remote: Address) -> bool:
+    """Whether a socket that is bound to ``local`` can be connected to ``remote``.
+
+    One that is bound to "::" speaks IPv4 as well.
+    """
+    return local[0] == "::" or (":" in local[0]) == (":" in remote[0])
+
+
+def _finish(
+    sock: socket.socket, remote: Address | None, options: SocketOptions
+) -> trio.socket.SocketType:
+    """What an inherited socket and a new one get alike."""
+    for name, option, wanted in (
+        ("receive_buffer", socket.SO_RCVBUF, options.receive_buffer),
+        ("send_buffer", socket.SO_SNDBUF, options.send_buffer),
+    ):
+        # Linux keeps twice what it was asked for, and tells that.
+        if sock.getsockopt(socket.SOL_SOCKET, option) < wanted * _KEPT:
+            with _named(f"{name}={wanted}"):
+                sock.setsockopt(socket.SOL_SOCKET, option, wanted)
+    if options.fragment:
+        with _named("fragment=True"):
+            _allow_fragments(sock)
+    if remote is not None:
+        with _named(f"remote={remote}"):
+            sock.connect(_sockaddr.mapped(remote, int(sock.family)))
+    return trio.socket.from_stdlib_socket(sock)
+
+
+def _allow_fragments(sock: socket.socket) -> None:
+    # OMIT cuts at the interface's MTU, clears DF for the routers behind it, and ignores ICMP, which
+    # strangers can forge to have everything cut small. It is also nobody's default, as DONT is for
+    # IPv4 where net.ipv4.ip_no_pmtu_disc is set; so a sender knows that somebody wants it.
+    # IPv6's routers never cut: there the sender has to believe the ICMP message that asks for it,
+    # which cannot ask for less than 1280 bytes (RFC 8200, 5).
+    if sys.platform == "linux":
+        sock.setsockopt(_abi.SOL_IP, _abi.IP_MTU_DISCOVER, _abi.IP_PMTUDISC_OMIT)
+        if sock.family == socket.AF_INET6:
+            sock.setsockopt(_abi.SOL_IPV6, _abi.IPV6_MTU_DISCOVER, _abi.IP_PMTUDISC_DONT)
+
+
+@contextlib.contextmanager
+def _named(what: str) -> Iterator[None]:
+    """Let an error of the system say what was asked of it, which the kernel does not."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror}: {what}") from None
 
 
 def close_socket(sock: Socket) -> None:

@@ -1,0 +1,173 @@
+# open_udp_socket: sockets by name, for servers, clients and workers.
+#
+# Checks what was asked for, has names resolved, and decides which addresses are tried. What is done
+# to a socket is in `_kernel/_sockets`. This file must not know what is moved through it.
+
+from __future__ import annotations
+
+import errno
+import socket
+from typing import TYPE_CHECKING, TypeAlias
+
+import trio
+
+from ._brief import brief
+from ._kernel._sockets import SocketOptions, adopt_socket, can_reach, open_socket
+from ._train import check_address, check_int
+
+if TYPE_CHECKING:
+    from ._train import Address
+
+# What a socket asks for, in bytes; the kernel caps it (net.core.rmem_max, wmem_max).
+# The default of 212 992 holds four trains of 50 x 1200 bytes on the way in. On the way out it is
+# used up by 256 small datagrams to one absent neighbour, and then nobody is served for 3 seconds.
+DEFAULT_BUFFER = 4 << 20
+
+Local: TypeAlias = "tuple[str | None, int] | Address | int | None"
+# What says that there is no IPv6, and not that something else is wrong.
+_NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT)
+_LARGEST = 2**30 - 1  # the kernel doubles it, in an int
+
+
+async def open_udp_socket(
+    local: Local = None,
+    *,
+    remote: Address | None = None,
+    reuse_port: bool = False,
+    receive_buffer: int = DEFAULT_BUFFER,
+    send_buffer: int = DEFAULT_BUFFER,
+    fragment: bool = False,
+) -> trio.socket.SocketType:
+    """Open a UDP socket, bound always, which is the caller's to close.
+
+    Names are resolved here, once, by trio. Where one has several addresses the next is tried when
+    one fails. Always a checkpoint; if cancelled, or if it fails, nothing is left open.
+
+    Args:
+      local: where to receive.
+
+        * ``(host, port)``, port 0 for any free one. ``"::"`` takes IPv4 as well, whose peers have
+          addresses like ``::ffff:192.0.2.1`` then. The host `None` is every address of the machine:
+          ``"::"`` where it has IPv6, else ``"0.0.0.0"``; with ``remote`` the one of its family.
+        * `None`: the same as ``(None, 0)``.
+        * An `int` is a **file descriptor** that was inherited, not a port (systemd hands over
+          sockets from 3 on, ``LISTEN_FDS`` of them). It is adopted, not duplicated, so closing the
+          socket closes it; a duplicate would go on receiving unread. It is made non-blocking and
+          close-on-exec. If this fails it stays open.
+      remote: ``(host, port)`` to connect to: only its datagrams are received then, and `None` as an
+        address sends to it. It must be of the family of ``local``, or ``local`` be ``"::"``.
+      reuse_port: let several processes of one user share the port (SO_REUSEPORT). All of them must
+        ask for it. See :doc:`workers` for what happens to peers when one comes or goes.
+      receive_buffer: SO_RCVBUF in bytes, 1 to 2**30 - 1; the kernel may grant less, and what the
+        socket has already is never made less.
+      send_buffer: SO_SNDBUF, likewise.
+      fragment: let IP fragment what is over the MTU, which a `UdpBatchSender` forbids otherwise. A
+        sender on this socket segments nothing (its ``gso`` is `False`), and sends each datagram as
+        a message of its own. For programs that cannot choose their sizes; see :doc:`tuning`.
+
+    Raises:
+      OSError: a name is not known (`socket.gaierror`), or the system refused: the message says
+        which argument and what was tried.
+      TypeError: an argument has the wrong type.
+      ValueError: a number is out of its range, the families do not fit, the descriptor is no bound
+        UDP socket, or this system has no SO_REUSEPORT.
+    """
+    options = _checked(reuse_port, receive_buffer, send_buffer, fragment)
+    _check("local", local)
+    _check("remote", remote)
+    if isinstance(local, int) and reuse_port:
+        raise ValueError(f"reuse_port=True: the socket of local={local} is bound already")
+    await trio.lowlevel.checkpoint()
+    remotes = [] if remote is None else await _resolve("remote", remote)
+    if isinstance(local, int):
+        return adopt_socket(local, remotes, options)
+    host, port = (None, 0) if local is None else local[:2]
+    if local is None or host is None:
+        pairs = _on_every_address(port, remotes)
+    else:
+        pairs = _pairs(await _resolve("local", local), remotes)
+        if not pairs:
+            raise ValueError(
+                f"local={brief(local)} and remote={brief(remote)} are of different families"
+            )
+    # From here on nothing waits, so no cancellation can leave a socket behind.
+    tried: list[str] = []
+    for here, there in pairs:
+        tried.append(f"{here}" if there is None else f"{here} to {there}")
+        try:
+            return open_socket(here, there, options)
+        except OSError as error:
+            last = error
+            if host is None and there is None and error.errno not in _NO_IPV6:
+                break  # half of what was asked for would be no answer
+    if len(tried) == 1:
+        raise last
+    raise OSError(last.errno, f"{last.strerror}; tried {', '.join(tried)}") from None
+
+
+def _checked(
+    reuse_port: bool, receive_buffer: int, send_buffer: int, fragment: bool
+) -> SocketOptions:
+    for name, flag in (("reuse_port", reuse_port), ("fragment", fragment)):
+        if not isinstance(flag, bool):
+            raise TypeError(f"{name} is a bool, not {brief(flag)}")
+    check_int("receive_buffer", receive_buffer, 1, _LARGEST)
+    check_int("send_buffer", send_buffer, 1, _LARGEST)
+    if reuse_port and not hasattr(socket, "SO_REUSEPORT"):
+        raise ValueError("reuse_port=True: this system has no SO_REUSEPORT")
+    return SocketOptions(reuse_port, receive_buffer, send_buffer, fragment)
+
+
+def _check(name: str, where: object) -> None:
+    """Make sure that an argument looks like an address, or for ``local`` like a descriptor."""
+    if where is None:
+        return
+    if name == "local" and isinstance(where, int):
+        check_int("a file descriptor", where, 0, 2**31 - 1)
+        return
+    if not isinstance(where, tuple):
+        kinds = "(host, port), a file descriptor or None" if name == "local" else "(host, port)"
+        raise TypeError(f"{name} is {kinds}, not {brief(where)}")
+    if name == "local" and len(where) == 2 and where[0] is None:
+        where = ("0.0.0.0", where[1])
+    try:
+        check_address(where)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name}={brief(where)}: {error}") from None
+    if not where[0]:
+        raise ValueError(f"{name}={brief(where)}: the host is empty; None is every address")
+    if name == "remote" and not where[1]:
+        raise ValueError(f"remote={brief(where)}: nothing can be sent to port 0")
+
+
+async def _resolve(name: str, where: tuple[object, ...]) -> list[Address]:
+    """The numeric addresses of a host, each once, in the resolver's order."""
+    host, port = where[:2]
+    assert isinstance(host, str)
+    assert isinstance(port, int)
+    try:
+        found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
+    except socket.gaierror as error:
+        number = error.errno or socket.EAI_FAIL
+        raise socket.gaierror(number, f"{error.strerror}: {name}={brief(where)}") from None
+    except ValueError:  # what is no name for the IDNA codec, or has a NUL in it
+        raise ValueError(f"{name}={brief(where)}: this is no host name") from None
+    addresses: list[Address] = []
+    for family, _, _, _, address in found:
+        if family == socket.AF_INET6 and len(address) == 4:
+            addresses.append((*address[:2], *(where[2:] or address[2:])))  # type: ignore[arg-type]
+        elif family == socket.AF_INET:
+            addresses.append((str(address[0]), int(address[1])))
+    return list(dict.fromkeys(addresses))
+
+
+def _on_every_address(port: int, remotes: list[Address]) -> list[tuple[Address, Address | None]]:
+    if not remotes:
+        return [(("::", port), None), (("0.0.0.0", port), None)]
+    return [(("::" if ":" in to[0] else "0.0.0.0", port), to) for to in remotes]
+
+
+def _pairs(locals_: list[Address], remotes: list[Address]) -> list[tuple[Address, Address | None]]:
+    if not remotes:
+        return [(here, None) for here in locals_]
+    return [(here, to) for to in remotes for here in locals_ if can_reach(here, to)]
