@@ -110,6 +110,7 @@ def readable_signature(
         part = part.replace("stdlib_socket.socket", "socket.socket")
         part = part.replace("tuple[str, int] | tuple[str, int, int, int]", "Address")
         part = part.replace("AsyncIterator[BatchPump]", "BatchPump")
+        part = re.sub(r"\bLocal\b", "tuple[str | None, int] | Address | int | None", part)
         return re.sub(r"\bHandler\b", "Callable[[PacketBatch], PacketBatch | None]", part)
 
     return tuple(written_out(part) for part in parts)

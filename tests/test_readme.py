@@ -311,15 +311,6 @@ async def test_join_example_passes_datagrams_both_ways(
     nursery.cancel_scope.cancel()
 
 
-async def test_shared_port_example_opens_one_port_twice() -> None:
-    if not hasattr(socket, "SO_REUSEPORT"):
-        pytest.skip("this system has no SO_REUSEPORT")
-    shared_port = example("shared_port")
-    with await shared_port.open_shared_socket(("127.0.0.1", 0)) as first:
-        with await shared_port.open_shared_socket(first.getsockname()) as second:
-            assert second.getsockname() == first.getsockname()
-
-
 async def test_testing_examples_pass() -> None:
     testing = example("testing_an_app")
     testing.test_handler_alone()
