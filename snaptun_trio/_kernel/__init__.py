@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from ._interface import SocketIO
+from ._interface import BringsIO, SocketIO
 from ._portable import PortableIO
 from ._sockets import check_socket
 
@@ -65,9 +65,14 @@ def socket_io(sock: object) -> SocketIO:
     """What a receiver or a sender uses a socket through.
 
     Args:
-      sock: a socket; or a `SocketIO`, which is used as it is.
+      sock: a socket, which may bring a `SocketIO` of its own; or a `SocketIO`, which is used as it
+        is.
 
     Raises:
       TypeError, ValueError: it is not a socket we can move datagrams on.
     """
-    return sock if isinstance(sock, SocketIO) else choose_backend()[0](check_socket(sock))
+    if isinstance(sock, SocketIO):
+        return sock
+    return (
+        sock._open_io() if isinstance(sock, BringsIO) else choose_backend()[0](check_socket(sock))
+    )

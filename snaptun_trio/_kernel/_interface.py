@@ -3,7 +3,7 @@
 # A `SocketIO` holds what is known of a borrowed socket: its family, its options, whether trains are
 # segmented. It fills memory that it lends with what came in, brings what is to be sent into its own
 # form, and sends it as it is told. What an errno means is decided above it. A test can put a
-# scripted kernel in its place: give it to a receiver or a sender instead of a socket.
+# scripted kernel in its place: a socket that brings its own `SocketIO`.
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import struct
 import sys
 from abc import ABC, abstractmethod
 from collections import Counter
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import trio
 
@@ -378,3 +378,10 @@ class SocketIO(ABC):
                 self.sock.setsockopt(level, name, 1)
             except OSError as error:
                 raise ValueError(f"{flag}=True: this system cannot report it ({error})") from error
+
+
+@runtime_checkable
+class BringsIO(Protocol):
+    """A socket that is no socket of the system: whoever uses it does so through what it brings."""
+
+    def _open_io(self) -> SocketIO: ...

@@ -27,7 +27,7 @@ from ._pieces import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from .._batch import Messages, Recipient, TrainMessages
     from ._interface import Socket
@@ -138,21 +138,28 @@ class PortableIO(SocketIO):
         return found
 
     def outgoing(self, messages: Messages, address: Recipient) -> PortableOutgoing:
-        return PortableOutgoing(self, prepare(messages, address, self.family))
+        return PortableOutgoing(prepare(messages, address, self.family), self._transmit)
+
+    def _transmit(self, message: OutgoingMessage) -> None:
+        _send_message(self._open_plain(), message)
 
 
 class PortableOutgoing:
     """Messages that are sent one by one, and cut when it is their turn.
 
     Not before: a train that is refused has what is behind it laid out anew.
+
+    Args:
+      prepared: the batch.
+      transmit: sends one message, or raises what the system says of it.
     """
 
     __slots__ = (
         "_found",
         "_how",
-        "_io",
         "_next",
         "_prepared",
+        "_transmit",
         "content",
         "datagrams",
         "messages",
@@ -162,9 +169,9 @@ class PortableOutgoing:
         "work",
     )
 
-    def __init__(self, io: PortableIO, prepared: Prepared) -> None:
-        self._io = io
+    def __init__(self, prepared: Prepared, transmit: Callable[[OutgoingMessage], None]) -> None:
         self._prepared = prepared
+        self._transmit = transmit
         self.content = prepared.content
         self._found: Iterator[OutgoingMessage] = iter(())
         self._next: OutgoingMessage | None = None
@@ -207,7 +214,7 @@ class PortableOutgoing:
                     self.nbytes + message.nbytes,
                     self.work + 1 + (message.nbytes >> _WORK_SHIFT),
                 )
-                _send_message(self._io._open_plain(), message)
+                self._transmit(message)
             except Exception as error:
                 # After others have gone, the next call meets it again, at its own message.
                 if taken:
