@@ -14,6 +14,7 @@ from sphinx.pycode import ModuleAnalyzer
 from sphinx.util import logging
 
 import snaptun_trio
+import snaptun_trio.testing
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -93,7 +94,8 @@ def after_napoleon(
 def is_described_by_its_class(name: str) -> bool:
     """Whether an attribute is explained among the arguments of its class."""
     _, owner, attribute = name.rsplit(".", 2)
-    description = getattr(getattr(snaptun_trio, owner, None), "__doc__", None) or ""
+    home = snaptun_trio.testing if hasattr(snaptun_trio.testing, owner) else snaptun_trio
+    description = getattr(getattr(home, owner, None), "__doc__", None) or ""
     return re.search(rf"^ +{attribute}: ", description, re.MULTILINE) is not None
 
 
@@ -133,16 +135,19 @@ def find_attribute_docstrings() -> None:
     It looks for both in the module that a class names as its own, which is the package, while
     they stand in the private module where the class is written.
     """
-    package = ModuleAnalyzer.for_module("snaptun_trio")
-    package.analyze()
-    for module in sorted(name for name in sys.modules if name.startswith("snaptun_trio._")):
-        if not str(sys.modules[module].__file__).endswith(".py"):
-            continue  # the compiled part, which has nothing public
-        private = ModuleAnalyzer.for_module(module)
-        private.analyze()
-        private.overloads.clear()  # a reader wants the signature that covers them all
-        package.attr_docs.update(private.attr_docs)
-        package.tagorder.update(private.tagorder)
+    for package in (snaptun_trio, snaptun_trio.testing):
+        public = ModuleAnalyzer.for_module(package.__name__)
+        public.analyze()
+        for module in sorted(
+            name for name in sys.modules if name.startswith(f"{package.__name__}._")
+        ):
+            if not str(sys.modules[module].__file__).endswith(".py"):
+                continue  # the compiled part, which has nothing public
+            private = ModuleAnalyzer.for_module(module)
+            private.analyze()
+            private.overloads.clear()  # a reader wants the signature that covers them all
+            public.attr_docs.update(private.attr_docs)
+            public.tagorder.update(private.tagorder)
 
 
 def setup(app: Sphinx) -> None:

@@ -12,6 +12,7 @@ import attrs
 import pytest
 
 import snaptun_trio
+import snaptun_trio.testing
 
 PACKAGE = Path(snaptun_trio.__file__).parent
 # The demo is a program that uses the package, not a part of it.
@@ -132,6 +133,16 @@ def test_the_pump_is_known_only_to_what_opens_one_and_knows_no_kernel() -> None:
     assert not any(name.startswith("_kernel") for name in imported_by("_pump"))
 
 
+def test_what_programs_are_tested_with_stands_beside_the_package() -> None:
+    for one in IMPORTS:
+        if one.imported.startswith("testing"):
+            assert one.importer.startswith("testing"), one
+        if one.importer.startswith("testing") and one.imported.startswith("_kernel"):
+            assert one.importer == "testing._scripted", one
+    for path in (PACKAGE / "testing").glob("*.py"):
+        assert "import pytest" not in path.read_text(encoding="utf-8"), path.name
+
+
 def test_the_pool_knows_no_socket() -> None:
     known = imported_by("_pool")
     assert not known & {"_kernel._sockets", "_kernel._linux", "_kernel._portable", "_waiter"}
@@ -159,6 +170,11 @@ def test_the_public_names_are_what_is_exported_and_nothing_else() -> None:
     public.discard("annotations")
     assert public | {"__version__"} == set(snaptun_trio.__all__)
     assert len(set(snaptun_trio.__all__)) == len(snaptun_trio.__all__)
+
+
+def test_so_are_those_for_tests() -> None:
+    public = {name for name in vars(snaptun_trio.testing) if not name.startswith("_")}
+    assert public - {"annotations"} == set(snaptun_trio.testing.__all__)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: name_of(path) or "snaptun_trio")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from importlib.metadata import metadata, version
 from importlib.resources import files
 
 import snaptun_trio
+import snaptun_trio.testing
 
 
 def test_versions_agree() -> None:
@@ -25,3 +28,10 @@ def test_every_exported_class_says_that_it_lives_here() -> None:
         exported = getattr(snaptun_trio, name)
         if isinstance(exported, type):
             assert exported.__module__ == "snaptun_trio", name
+
+
+def test_what_programs_are_tested_with_is_installed_and_comes_only_when_asked_for() -> None:
+    for name in snaptun_trio.testing.__all__:
+        assert getattr(snaptun_trio.testing, name).__module__ == "snaptun_trio.testing", name
+    check = "import sys, snaptun_trio; assert 'snaptun_trio.testing' not in sys.modules"
+    subprocess.run([sys.executable, "-P", "-c", check], check=True)

@@ -38,7 +38,8 @@ class MemoryChannelStatistics:
     datagrams_sent: int
     """Datagrams that were given to this end to send."""
     datagrams_failed: int
-    """Those for another address than the other end's, each reported in a `SendBatchError`."""
+    """Those for another address than the other end's, reported as for a
+    `~snaptun_trio.UdpBatchSender`."""
     datagrams_dropped: int
     """Those for which there was no room at the other end, or which was closed."""
     datagrams_received: int
@@ -68,7 +69,7 @@ class MemoryChannel(Closing, trio.abc.Channel[PacketBatch]):
 
     @property
     def address(self) -> Address:
-        """The other end's address: what is received comes from there."""
+        """The other end's address, where all that is received comes from."""
         return self._address
 
     @property
@@ -102,8 +103,8 @@ class MemoryChannel(Closing, trio.abc.Channel[PacketBatch]):
         A cancelled send has sent nothing.
 
         Raises:
-          SendBatchError: some datagrams were for another address, which nobody has here
-            (ENETUNREACH). Everything else is sent.
+          snaptun_trio.SendBatchError: some datagrams were for another address, which nobody has
+            here (ENETUNREACH). Everything else is sent.
           trio.ClosedResourceError: this end is closed.
           TypeError: not a batch.
         """

@@ -14,17 +14,23 @@ from .._batch import PacketBatch
 from .._train import PacketTrain
 
 if TYPE_CHECKING:
+    import contextlib
     from collections.abc import Awaitable, Callable
-    from contextlib import AbstractAsyncContextManager
 
     Sender: TypeAlias = trio.abc.SendChannel[PacketBatch]
     Receiver: TypeAlias = trio.abc.ReceiveChannel[PacketBatch]
-    MakePair: TypeAlias = Callable[[], AbstractAsyncContextManager[tuple[Sender, Receiver]]]
 
 PACKETS = [b"one", b"", b"three", bytes(1200), bytes(1200), b"a tail", b""]
 
 
-async def check_batch_channel(make_pair: MakePair) -> None:
+async def check_batch_channel(
+    make_pair: Callable[
+        [],
+        contextlib.AbstractAsyncContextManager[
+            tuple[trio.abc.SendChannel[PacketBatch], trio.abc.ReceiveChannel[PacketBatch]]
+        ],
+    ],
+) -> None:
     """Check that a sending and a receiving channel of batches behave as trio's users expect.
 
     What is sent arrives once and in order, datagrams of no length included; every call is a
@@ -59,14 +65,14 @@ async def _collect(receiver: Receiver, count: int) -> list[bytes]:
         batch = await receiver.receive()
         _expect(len(batch) > 0, "a received batch is not empty")
         found += [packet for packet, _ in batch]
-    return found
+    return found  # noqa: ASYNC910
 
 
 async def _raises(error: type[Exception], call: Callable[[], Awaitable[object]]) -> None:
     try:
         await call()
     except error:
-        return
+        return  # noqa: ASYNC910
     raise AssertionError(f"{call} did not raise {error.__name__}")
 
 
@@ -107,7 +113,7 @@ async def _cancelling(sender: Sender, receiver: Receiver) -> None:
 async def _several_tasks(sender: Sender, receiver: Receiver) -> None:
     found: list[bytes] = []
 
-    async def receive() -> None:
+    async def receive() -> None:  # noqa: ASYNC910
         try:
             found.extend([packet for packet, _ in await receiver.receive()])
         except trio.BusyResourceError:

@@ -65,8 +65,8 @@ class ImpairedChannel(trio.abc.Channel[PacketBatch]):
 
     @property
     def counts(self) -> Counter[str]:
-        """The log as numbers: ``submitted``, ``lost``, ``duplicated``, ``corrupted``, ``reordered``
-        and ``passed_on``, which is submitted - lost + duplicated."""
+        """The log as numbers, ``submitted``, ``lost``, ``duplicated``, ``corrupted``,
+        ``reordered`` and ``passed_on``, which is submitted - lost + duplicated."""
         return Counter(
             submitted=len(self._log),
             lost=sum(not one.copies for one in self._log),
@@ -169,8 +169,8 @@ def impair(
     The same seed does the same to the same datagrams. To impair both directions, impair both ends.
 
     Args:
-      channel: an end of `memory_channel_pair`, a `UdpBatchSender`, or any channel that sends
-        batches. It is borrowed; closing one closes the other.
+      channel: an end of `memory_channel_pair`, a `~snaptun_trio.UdpBatchSender`, or any channel
+        that sends batches. To close what is returned closes it.
       loss: the probability that a datagram is lost, 0 to 1; and so on for each of these:
       duplicate: that it arrives twice.
       reorder: that it is not delayed, and so overtakes those that are; needs a ``delay``.

@@ -31,10 +31,11 @@ if TYPE_CHECKING:
 
 @final
 class ScriptedSocket(trio.socket.SocketType):
-    """A UDP socket for a `UdpBatchReceiver`, a `UdpBatchSender` or `open_batch_pump`, by a script.
+    """A UDP socket whose kernel does as a test says.
 
-    It has what those ask of a socket, and no descriptor: the program's own calls on it are not
-    scripted. Options are kept and given back.
+    For a `~snaptun_trio.UdpBatchReceiver`, a `~snaptun_trio.UdpBatchSender` or
+    `~snaptun_trio.open_batch_pump`: it has what those ask of a socket, and no descriptor. Options
+    are kept and given back.
 
     Args:
       local_address: where it is bound.

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import contextlib
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from typing import assert_type
 
 import trio
@@ -28,6 +29,15 @@ from snaptun_trio import (
     UdpBatchReceiver,
     UdpBatchSender,
     open_batch_pump,
+    open_udp_socket,
+)
+from snaptun_trio.testing import (
+    ImpairedChannel,
+    MemoryChannel,
+    ScriptedSocket,
+    check_batch_channel,
+    impair,
+    memory_channel_pair,
 )
 
 
@@ -149,3 +159,33 @@ async def pump(nursery: trio.Nursery) -> None:
         assert_type(other_part.statistics().sender, SenderStatistics)
     assert_type(BatchPump(incoming, outgoing).statistics(), PumpStatistics)
     BatchPump(outgoing, incoming)  # type: ignore[type-var]  # pyright: ignore[reportArgumentType]
+
+
+async def sockets() -> None:
+    assert_type(await open_udp_socket(), trio.socket.SocketType)
+    for local in (("localhost", 0), (None, 53), ("fe80::1", 53, 0, 2), 3, None):
+        await open_udp_socket(local, remote=("localhost", 53), reuse_port=False, fragment=True)
+    async with open_batch_pump(remote=("localhost", 53)) as pump:
+        assert_type(pump, BatchPump[UdpBatchReceiver, UdpBatchSender])
+    await open_udp_socket("localhost")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+async def testing() -> None:
+    one, other = memory_channel_pair(capacity=10)
+    assert_type(one, MemoryChannel)
+    assert_type(await other.receive(), PacketBatch[Address])
+    assert_type(await other.receive_packet(), bytes)
+    lossy = impair(one, loss=0.1, seed=1)
+    assert_type(lossy, ImpairedChannel)
+    assert_type([datagram.flipped_bit for datagram in lossy.log], list[int | None])
+    BatchPump(other, lossy)
+    sock = ScriptedSocket()
+    impair(UdpBatchSender(sock), duplicate=1)
+    UdpBatchReceiver(sock)
+    sock.answer = lambda packets, address: len(packets)
+
+    @contextlib.asynccontextmanager
+    async def make() -> AsyncGenerator[tuple[MemoryChannel, ImpairedChannel]]:
+        yield one, lossy
+
+    await check_batch_channel(make)
