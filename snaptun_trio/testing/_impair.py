@@ -77,6 +77,8 @@ class ImpairedChannel(trio.abc.Channel[PacketBatch]):
         )
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+        if name.startswith("_"):
+            raise AttributeError(name)
         return getattr(self._channel, name)
 
     @trio.lowlevel.enable_ki_protection
