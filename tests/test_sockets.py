@@ -169,6 +169,25 @@ async def test_names_are_resolved_once_and_the_next_address_is_tried(names: Name
         assert sock.getpeername() == ("127.0.0.1", 9)
 
 
+async def test_a_port_that_is_taken_on_one_address_is_taken_on_the_next(
+    names: Names, udp: ends.MakeSocket
+) -> None:
+    port = ends.address_of(udp("::1"))[1]
+    with await open_udp_socket(("both", port)) as sock:
+        assert sock.getsockname() == ("127.0.0.1", port)
+
+
+async def test_a_remote_that_cannot_be_connected_to_is_followed_by_the_next(names: Names) -> None:
+    names.known["two"] = ["255.255.255.255", "127.0.0.1"]  # the first is a broadcast
+    with await open_udp_socket(remote=("two", 9)) as sock:
+        assert sock.getpeername() == ("127.0.0.1", 9)
+
+
+async def test_where_only_one_was_tried_nothing_is_listed() -> None:
+    with pytest.raises(OSError, match=r"address: local=\('198.51.100.1', 0\)$"):
+        await open_udp_socket(("198.51.100.1", 0))
+
+
 async def test_the_last_error_says_what_was_tried(names: Names) -> None:
     names.known["elsewhere"] = ["198.51.100.1", "198.51.100.2"]
     with pytest.raises(
@@ -227,6 +246,23 @@ async def test_a_descriptor_is_adopted(descriptor: int, udp: ends.MakeSocket) ->
         os.fstat(descriptor)
 
 
+async def test_an_adopted_socket_tries_the_next_address_as_well(
+    descriptor: int, names: Names
+) -> None:
+    # Two are broadcasts, which this socket may not send.
+    names.known["three"] = ["::1", "255.255.255.255", "127.0.0.1", "127.255.255.255"]
+    with await open_udp_socket(descriptor, remote=("three", 9)) as sock:
+        assert sock.getpeername() == ("127.0.0.1", 9)
+
+
+@linux_only  # which keeps twice what is asked for
+async def test_the_buffer_of_an_adopted_socket_is_made_larger_and_never_less() -> None:
+    for asked, expected in ((50_000, 160_000), (120_000, 240_000)):
+        plain = ends.bound_socket(receive_buffer=80_000)
+        with await open_udp_socket(plain.detach(), receive_buffer=asked) as sock:
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == expected
+
+
 async def test_a_descriptor_that_is_not_adopted_stays_open(descriptor: int) -> None:
     with pytest.raises(ValueError, match="reuse_port"):
         await open_udp_socket(descriptor, reuse_port=True)
@@ -237,12 +273,19 @@ async def test_a_descriptor_that_is_not_adopted_stays_open(descriptor: int) -> N
     os.fstat(descriptor)
 
 
-@pytest.mark.parametrize("kind", ["tcp", "unix", "unbound", "pipe", "closed"])
+@pytest.mark.parametrize("kind", ["tcp", "unix", "icmp", "unbound", "pipe", "closed"])
 async def test_a_descriptor_of_something_else(kind: str) -> None:
     if kind == "tcp":
         fd = socket.socket(socket.AF_INET, socket.SOCK_STREAM).detach()
     elif kind == "unix":
         fd = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).detach()
+    elif kind == "icmp":
+        try:
+            ping = socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP)
+        except PermissionError:
+            pytest.skip("net.ipv4.ping_group_range allows no such socket")
+        ping.bind(("127.0.0.1", 0))  # and has an id then, where UDP has its port
+        fd = ping.detach()
     elif kind == "unbound":
         fd = socket.socket(socket.AF_INET, socket.SOCK_DGRAM).detach()
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import socket
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -362,6 +363,16 @@ async def test_a_whole_channel_keeps_what_it_has() -> None:
             getattr(wrapped, name)
 
 
+async def test_a_cancelled_send_has_decided_nothing() -> None:
+    one, _ = memory_channel_pair()
+    lossy = impair(one, loss=0.5)
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await lossy.send_packet(b"x")
+    assert scope.cancelled_caught
+    assert lossy.log == []
+
+
 async def test_what_is_sent_on_a_socket_is_impaired_as_well(
     backend: str, udp: ends.MakeSocket
 ) -> None:
@@ -465,6 +476,32 @@ async def test_what_arrives_and_what_fails_in_a_receive() -> None:
         await receiver.receive()
     with pytest.raises(trio.WouldBlock):
         receiver.receive_nowait()
+
+
+async def test_waking_for_nothing_is_no_harm(nursery: trio.Nursery) -> None:
+    sock = ScriptedSocket()
+    receiver = UdpBatchReceiver(sock)
+    nursery.start_soon(receiver.receive)
+    for _ in range(50):
+        await trio.testing.wait_all_tasks_blocked()
+        assert sock.waiting == 1
+        sock.wake()
+    sock.receives.append(ends.batch_of([b"x"], PEER))
+    sock.wake()
+    await trio.testing.wait_all_tasks_blocked()
+    assert receiver.statistics().datagrams_delivered == 1
+
+
+def test_it_looks_like_a_socket() -> None:
+    for host, family in (("192.0.2.1", socket.AF_INET), ("2001:db8::1", socket.AF_INET6)):
+        sock = ScriptedSocket((host, 9))
+        assert (sock.family, sock.type, sock.proto) == (family, socket.SOCK_DGRAM, 17)
+        sock.setsockopt(1, 2, 3)
+        assert (sock.getsockopt(1, 2), sock.getsockopt(1, 3)) == (3, 0)
+        with pytest.raises(OSError, match="not connected"):
+            sock.getpeername()
+    with pytest.raises(TypeError):
+        ScriptedSocket("192.0.2.1")  # type: ignore[arg-type]
 
 
 async def test_closing_it_wakes_who_waits(nursery: trio.Nursery) -> None:
