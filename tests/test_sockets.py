@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -298,33 +297,6 @@ async def test_a_descriptor_of_something_else(kind: str) -> None:
         await open_udp_socket(fd)
     if kind != "closed":
         os.close(fd)  # it is still ours
-
-
-@pytest.mark.core
-def test_a_process_serves_on_a_socket_that_it_inherited(backend: str) -> None:
-    """As systemd does it: bound by somebody else, number 3, LISTEN_FDS=1."""
-    program = """if True:
-        import os, trio, snaptun_trio
-        async def main():
-            assert os.environ["LISTEN_FDS"] == "1"
-            sock = await snaptun_trio.open_udp_socket(3)
-            with sock, snaptun_trio.UdpBatchReceiver(sock) as receiver:
-                for packet, address in await receiver.receive():
-                    await sock.sendto(packet.upper(), address)
-        trio.run(main)
-    """
-    with ends.bound_socket() as sock, ends.bound_socket() as client:
-        client.sendto(b"before it runs", sock.getsockname())
-        command = 'exec 3<&0 0</dev/null; exec "$0" -P -c "$1"'
-        done = subprocess.run(
-            ["sh", "-c", command, sys.executable, program],
-            stdin=sock.fileno(),
-            env={**os.environ, "LISTEN_FDS": "1"},
-            timeout=ends.PATIENCE,
-            check=False,
-        )
-        assert done.returncode == 0
-        assert ends.read_plainly(client, 1) == [b"BEFORE IT RUNS"]
 
 
 # -- options

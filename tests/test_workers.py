@@ -1,5 +1,5 @@
 # Several processes on one port, as docs/workers.rst and its example have it: peers stay with their
-# worker, and what becomes of them when one comes or goes.
+# worker, and what becomes of them when one comes or goes; and a socket that is handed down.
 
 from __future__ import annotations
 
@@ -107,3 +107,30 @@ def test_a_port_is_not_shared_with_one_that_does_not_ask_for_it(port: int) -> No
     with worker(port), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         with pytest.raises(OSError, match="in use"):
             sock.bind(("127.0.0.1", port))
+
+
+@pytest.mark.core
+def test_a_process_serves_on_a_socket_that_it_inherited(backend: str) -> None:
+    """As systemd does it: bound by somebody else, number 3, LISTEN_FDS=1."""
+    program = """if True:
+        import os, trio, snaptun_trio
+        async def main():
+            assert os.environ["LISTEN_FDS"] == "1"
+            sock = await snaptun_trio.open_udp_socket(3)
+            with sock, snaptun_trio.UdpBatchReceiver(sock) as receiver:
+                for packet, address in await receiver.receive():
+                    await sock.sendto(packet.upper(), address)
+        trio.run(main)
+    """
+    with ends.bound_socket() as sock, ends.bound_socket() as client:
+        client.sendto(b"before it runs", sock.getsockname())
+        command = 'exec 3<&0 0</dev/null; exec "$0" -P -c "$1"'
+        done = subprocess.run(
+            ["sh", "-c", command, sys.executable, program],
+            stdin=sock.fileno(),
+            env={**os.environ, "LISTEN_FDS": "1"},
+            timeout=ends.PATIENCE,
+            check=False,
+        )
+        assert done.returncode == 0
+        assert ends.read_plainly(client, 1) == [b"BEFORE IT RUNS"]
