@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     import socket as stdlib_socket
     from collections.abc import AsyncIterator
 
+    from ._handling import Handler, OnError
     from ._pool import PacketBufPool
-    from ._pump import Handler
     from ._train import Address
 
 
@@ -35,6 +35,7 @@ async def open_batch_pump(  # noqa: ASYNC911
     socket: trio.socket.SocketType | stdlib_socket.socket | Address,
     *,
     handler: Handler | None = None,
+    on_error: OnError | None = None,
     capacity: int = DEFAULT_CAPACITY,
     pool: PacketBufPool | None = None,
     batch_size: int = 256,
@@ -57,7 +58,7 @@ async def open_batch_pump(  # noqa: ASYNC911
       socket: a bound UDP socket, which is closed at the end; or a numeric local address to bind one
         to, with port 0 for any. ``"::"`` takes IPv4 as well. A socket that is opened here asks for
         send and receive buffers of 4 MiB; the kernel may grant less, see the statistics.
-      handler: as for `BatchPump`.
+      handler, on_error: as for `BatchPump`.
       capacity: as for `BatchPump`.
       pool: as for `UdpBatchReceiver`, and so are ``batch_size``, ``gro``, ``ecn``, ``packet_info``
         and ``timestamps``.
@@ -83,7 +84,9 @@ async def open_batch_pump(  # noqa: ASYNC911
             timestamps=timestamps,
         )
         with receiver, UdpBatchSender(sock, batch_size=_QUEUE, gso=gso) as sender:
-            pump = BatchPump(receiver, sender, handler=handler, capacity=capacity)
+            pump = BatchPump(
+                receiver, sender, handler=handler, on_error=on_error, capacity=capacity
+            )
             try:
                 async with trio.open_nursery() as nursery:
                     await nursery.start(pump.run)

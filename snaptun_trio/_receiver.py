@@ -136,6 +136,15 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch[Address]]):
         return self._io.sock
 
     @property
+    def local_address(self) -> Address:
+        """The address that the socket is bound to.
+
+        Raises:
+          trio.ClosedResourceError: the socket is closed.
+        """
+        return self._io.local_address()
+
+    @property
     def batch_size(self) -> int:
         """The most messages that one system call takes."""
         return self._batch_size

@@ -12,7 +12,7 @@ import attrs
 import trio
 
 from ._batch import PER_TRAIN_ADDRESS, TrainMessages, over, own_view
-from ._kernel import _sockaddr
+from ._kernel import _cmsg, _sockaddr
 from ._train import PacketTrain, make_train
 
 if TYPE_CHECKING:
@@ -24,15 +24,26 @@ if TYPE_CHECKING:
     _Payload = bytes | memoryview
 
 
-@attrs.define(eq=False)
 class Submission:
-    """What became of the datagrams that were submitted together, for whoever wants to know."""
+    """What became of the datagrams that were submitted together, for whoever submitted them.
 
-    submitted: int = 0
-    sent: int = 0
-    failed: dict[int, int] = attrs.Factory(dict)
-    """By errno."""
-    discarded: int = 0
+    Of a packet that was gathered with others' only its refusals are known: it was sent if, in the
+    end, it has none.
+
+    Attributes:
+      submitted, sent, discarded: datagrams.
+      failed: datagrams that were refused for good, by errno.
+      failures: the refusals themselves, for whoever reports them.
+      owned: whether anybody will.
+    """
+
+    __slots__ = ("discarded", "failed", "failures", "owned", "sent", "submitted")
+
+    def __init__(self) -> None:
+        self.submitted = self.sent = self.discarded = 0
+        self.owned = True
+        self.failed: dict[int, int] = {}
+        self.failures: list[SendFailure] = []
 
     @property
     def waiting(self) -> int:
@@ -48,6 +59,11 @@ class PendingSend:
     """The batch itself, and how far it got."""
     recipient: Recipient
     submission: Submission
+    """The account of all of it; for packets that were gathered, see `submission_of`."""
+    gathered: tuple[_Waiting, ...] = ()
+    """Where its trains come from, if they were queued one by one."""
+    number: int = 0
+    """Its place in the order of everything that was submitted."""
     errors: tuple[int, ...] = ()
     """What the next message was refused with so far, by errno."""
     unsegmented_until: tuple[int, int] | None = None
@@ -69,6 +85,16 @@ class PendingSend:
         train = self.outgoing.content.train(index)
         return train if self.recipient is PER_TRAIN_ADDRESS else train.to(self.recipient)
 
+    def submission_of(self, index: int) -> Submission | None:
+        """Whose a train is, `None` where it was queued and nobody waits for it."""
+        if not self.gathered:
+            return self.submission
+        for waiting in self.gathered:
+            if index < len(waiting.items):
+                return waiting.owners.get(index)
+            index -= len(waiting.items)
+        raise IndexError(index)
+
 
 class SendQueue:
     """Everything that was submitted and is neither sent nor refused.
@@ -77,9 +103,13 @@ class SendQueue:
     peer is one peer however its address is spelled, or else two spellings would overtake each
     other: it is known here by its raw name.
 
+    All that is put in has a number, and leaves in the order of the numbers; what is gathered
+    together has one number together.
+
     Attributes:
       datagrams: how many there are; whoever sends them counts them down.
       submitted: how many were ever put in.
+      cleared_from: the first number of which something was dropped by `clear`.
     """
 
     def __init__(self, io: SocketIO) -> None:
@@ -88,22 +118,61 @@ class SendQueue:
         self._pending: deque[PendingSend] = deque()
         self._waiting: dict[bytes, _Waiting] = {}
         self._trains_wait = False
+        self._number = 1  # of what is put in next
         # Programs send to one peer many times in a row. By identity: 80.0 equals 80.
         self._last_address: Recipient = PER_TRAIN_ADDRESS  # nobody
         self._last_name = b""
         self.datagrams = 0
         self.submitted = 0
+        self.cleared_from = 0
 
-    @trio.lowlevel.enable_ki_protection
-    def put(self, item: _Payload | PacketTrain, address: Address | None, datagrams: int) -> None:
-        """Add a packet or a train.
+    @property
+    def last_number(self) -> int:
+        """The number of what was put in last; all before it are smaller."""
+        return self._number if self._waiting else self._number - 1
+
+    def over(self, number: int) -> bool:
+        """Whether nothing is left of what has this number, and of all before it."""
+        if self._pending:
+            return self._pending[0].number > number
+        return not self._waiting or self._number > number
+
+    def check(self, address: Address | None) -> None:
+        """Make sure that a packet can be put in for an address.
 
         Raises:
-          TypeError, ValueError: the address is none for this family. Nothing was added.
+          TypeError, ValueError: the address is none for this family.
         """
         if address is not self._last_address:
             name = self._name(address)
             self._last_address, self._last_name = address, name
+
+    def check_source(self, train: PacketTrain) -> None:
+        """Make sure that a train can leave as it asks. What cannot be said to the kernel must not
+        get into the queue: it would stay there.
+
+        Raises:
+          TypeError, ValueError: its address, or its local address, is none for this family.
+        """
+        self.check(train.address)
+        name = self._last_name
+        ipv4 = _sockaddr.is_ipv4(name) if name else self._io.family == _sockaddr.AF_INET
+        _cmsg.encode(0, train.ecn, train.local_address, train.interface_index, ipv4)
+
+    @trio.lowlevel.enable_ki_protection
+    def put(
+        self,
+        item: _Payload | PacketTrain,
+        address: Address | None,
+        datagrams: int,
+        owner: Submission | None = None,
+    ) -> int:
+        """Add a packet or a train; its refusal is told to the owner, if any. Returns its number.
+
+        Raises:
+          TypeError, ValueError: the address is none for this family. Nothing was added.
+        """
+        self.check(address)
         if isinstance(item, PacketTrain):
             self._trains_wait = True
             # The program may release the view that it sees; this one it does not.
@@ -112,10 +181,17 @@ class SendQueue:
         queued, submitted = self.datagrams + datagrams, self.submitted + datagrams
         waiting = self._waiting.get(self._last_name)
         if waiting is None:
-            self._waiting[self._last_name] = _Waiting(address, [item])
+            waiting = _Waiting(address)
+            if owner is not None:
+                waiting.owners[0] = owner
+            waiting.items.append(item)
+            self._waiting[self._last_name] = waiting
         else:
+            if owner is not None:
+                waiting.owners[len(waiting.items)] = owner
             waiting.items.append(item)
         self.datagrams, self.submitted = queued, submitted
+        return self._number
 
     def prepare(self, messages: Messages, recipient: Recipient) -> PendingSend:
         """Make a batch ready to be sent. It is in the queue only after `add`.
@@ -125,23 +201,30 @@ class SendQueue:
         """
         return PendingSend(self._io.outgoing(messages, recipient), recipient, Submission())
 
-    def add(self, pending: PendingSend, submission: Submission) -> None:
-        """Add a whole batch, behind everything else that is being sent."""
+    def add(self, pending: PendingSend, submission: Submission) -> int:
+        """Add a whole batch, behind everything else. Returns its number."""
         pending.submission = submission
+        if self._waiting:
+            self._close_gathering()
+        number = self._number - 1
         if pending.outgoing.more:
             datagrams = pending.outgoing.content.datagrams
             queued, submitted = self.datagrams + datagrams, self.submitted + datagrams
+            pending.number, number = self._number, self._number + 1
             self._pending.append(pending)
             self.datagrams, self.submitted = queued, submitted
-            submission.submitted = datagrams
+            submission.submitted += datagrams
+            self._number = number
+            number = pending.number
+        return number
 
     def take_back(self, pending: PendingSend) -> None:
         """Undo `add`."""
-        datagrams = pending.submission.submitted
+        datagrams = pending.outgoing.content.datagrams
         queued, submitted = self.datagrams - datagrams, self.submitted - datagrams
         self._pending.remove(pending)
         self.datagrams, self.submitted = queued, submitted
-        pending.submission.submitted = 0
+        pending.submission.submitted -= datagrams
 
     def withdraw(self, submission: Submission) -> int:
         """Drop what is left of a batch. Returns how many datagrams that were."""
@@ -159,14 +242,20 @@ class SendQueue:
             return self._pending[0]
         if not self._waiting:
             raise RuntimeError(f"{self.datagrams} datagrams are counted, and none is queued")
+        self._close_gathering()
+        return self._pending[0]
+
+    def _close_gathering(self) -> None:
+        """Bring what waits by peer behind what is being sent."""
         # Made whole before anything is let go: what fails on the way has changed nothing.
         nothing: dict[bytes, _Waiting] = {}
         gathered = self._gather()
+        gathered.number, following = self._number, self._number + 1
         self._pending.append(gathered)
         self._waiting = nothing
+        self._number = following
         self._trains_wait = False
         self._connected, self._last_address = None, PER_TRAIN_ADDRESS
-        return gathered
 
     def drop_first(self) -> None:
         """Let go of the first one: nothing of it is left, and all of it is in the account."""
@@ -174,6 +263,7 @@ class SendQueue:
 
     def clear(self) -> int:
         """Drop everything. Returns how many datagrams that were."""
+        self.cleared_from = self._pending[0].number if self._pending else self._number
         dropped, self.datagrams = self.datagrams, 0
         for pending in self._pending:
             pending.submission.discarded = pending.submission.waiting
@@ -209,14 +299,16 @@ class SendQueue:
             messages = TrainMessages(payloads, list(map(len, payloads)), addresses)
         pending = self.prepare(messages, PER_TRAIN_ADDRESS)
         pending.submission.submitted = messages.datagrams
+        pending.gathered = tuple(self._waiting.values())
         return pending
 
 
 class _Waiting:
-    """What waits for one peer."""
+    """What waits for one peer: packets and trains, and by their place whose they are."""
 
-    __slots__ = ("address", "items")
+    __slots__ = ("address", "items", "owners")
 
-    def __init__(self, address: Address | None, items: list[_Payload | PacketTrain]) -> None:
+    def __init__(self, address: Address | None) -> None:
         self.address = address
-        self.items = items
+        self.items: list[_Payload | PacketTrain] = []
+        self.owners: dict[int, Submission] = {}

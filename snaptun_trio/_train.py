@@ -175,7 +175,7 @@ class PacketTrain(Generic[AddressT_co]):
             raise TypeError(f"a train's data is bytes or a read-only memoryview, not {brief(data)}")
         check_int("segment_size", segment_size, 1 if len(data) else 0, 0xFFFF)
         check_address(address)
-        _check_way(ecn, local_address, interface_index)
+        check_way(ecn, local_address, interface_index)
         if timestamp_ns is not None:
             check_int("timestamp_ns", timestamp_ns, 0, 2**63 - 1)
         peer: Any = address
@@ -260,7 +260,7 @@ class PacketTrain(Generic[AddressT_co]):
             out of its range.
         """
         check_address(address)
-        _check_way(ecn, local_address, interface_index)
+        check_way(ecn, local_address, interface_index)
         if isinstance(packets, bytes | bytearray | memoryview | str):  # their items are no packets
             raise TypeError(f"packets is an iterable of packets, not one packet: {brief(packets)}")
         payloads = [p if isinstance(p, bytes) else bytes(flat_view(p)) for p in packets]
@@ -282,7 +282,7 @@ class PacketTrain(Generic[AddressT_co]):
         ]
 
 
-def _check_way(ecn: int | None, local_address: str | None, interface_index: int | None) -> None:
+def check_way(ecn: int | None, local_address: str | None, interface_index: int | None) -> None:
     """Make sure that a program may ask for this beside a train's address.
 
     Raises:

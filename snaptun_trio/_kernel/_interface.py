@@ -265,6 +265,17 @@ class SocketIO(ABC):
         """Whether a received message can be a train; `False` where the socket is closed."""
         return _LINUX and bool(self.option(_abi.SOL_UDP, _abi.UDP_GRO))
 
+    def local_address(self) -> Address:
+        """What the socket is bound to.
+
+        Raises:
+          trio.ClosedResourceError: it is closed.
+        """
+        if self.closed:
+            raise trio.ClosedResourceError("the socket was closed")
+        address: Address = self.sock.getsockname()
+        return address
+
     def peer(self) -> Address | None:
         """Whom the socket is connected to; `None` where it is not."""
         try:
