@@ -95,7 +95,10 @@ class Flush:
                 return FlushStatus.BLOCKED
             else:
                 budget -= _REFUSAL
-                self._refused(pending, number)
+                if pending.parts:
+                    self._queue.split_first((number,))
+                else:
+                    self._refused(pending, number)
         return FlushStatus.MORE
 
     def all_now(self) -> FlushStatus:
@@ -131,7 +134,7 @@ class Flush:
         calls, trains = self.calls + 1, self.trains + entered[0] - messages
         sent, nbytes = self.datagrams + entered[1] - datagrams, self.nbytes + entered[2] - nbytes
         left = self._queue.datagrams - entered[1] + datagrams
-        pending.entered, pending.submission.sent = entered, entered[1]
+        pending.entered, pending.submission.sent = entered, pending.sent_before + entered[1]
         # Two by two: four at once would be a tuple, for which there may be no memory.
         self.calls, self.trains = calls, trains
         self.datagrams, self.nbytes = sent, nbytes

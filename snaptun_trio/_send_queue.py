@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from ._train import Address
 
     _Payload = bytes | memoryview
+
+# What has at most so many trains is joined with what stands beside it; and so many at most.
+_SMALL = 16
+_MOST_JOINED = 64
 
 
 class Submission:
@@ -64,6 +69,12 @@ class PendingSend:
     """Where its trains come from, if they were queued one by one."""
     number: int = 0
     """Its place in the order of everything that was submitted."""
+    parts: tuple[PendingSend, ...] = ()
+    """What it was joined from, see `SendQueue.first`."""
+    alone: bool = False
+    """Whether it is not to be joined with others, because it was and a message was refused."""
+    sent_before: int = 0
+    """Datagrams of it that were sent while it was joined with others."""
     errors: tuple[int, ...] = ()
     """What the next message was refused with so far, by errno."""
     unsegmented_until: tuple[int, int] | None = None
@@ -228,6 +239,8 @@ class SendQueue:
 
     def withdraw(self, submission: Submission) -> int:
         """Drop what is left of a batch. Returns how many datagrams that were."""
+        if self._pending:
+            self.split_first(self._pending[0].errors)
         dropped = submission.waiting
         if dropped:
             (pending,) = [one for one in self._pending if one.submission is submission]
@@ -237,8 +250,15 @@ class SendQueue:
         return dropped
 
     def first(self) -> PendingSend:
-        """What is to be sent next, of what is left."""
+        """What is to be sent next, of what is left.
+
+        Where several small ones stand there, they are joined, to be sent with one call. A message
+        of the joined one that is refused belongs to several at once, maybe: then `split_first`
+        takes it apart again, and each is sent by itself.
+        """
         if self._pending:
+            if len(self._pending) > 1 and _joins(self._pending[0]):
+                self._join()
             return self._pending[0]
         if not self._waiting:
             raise RuntimeError(f"{self.datagrams} datagrams are counted, and none is queued")
@@ -259,11 +279,51 @@ class SendQueue:
 
     def drop_first(self) -> None:
         """Let go of the first one: nothing of it is left, and all of it is in the account."""
+        for part in self._pending[0].parts:
+            part.submission.sent = part.outgoing.content.datagrams
         self._pending.popleft()
+
+    def _join(self) -> None:
+        parts = list(itertools.takewhile(_joins, itertools.islice(self._pending, _MOST_JOINED)))
+        if len(parts) > 1:
+            whole = self._io.joined([part.outgoing for part in parts])
+            submission = Submission()
+            submission.submitted = sum(part.outgoing.content.datagrams for part in parts)
+            number, kept = parts[0].number, tuple(parts)
+            joined = PendingSend(whole, PER_TRAIN_ADDRESS, submission, number=number, parts=kept)
+            self._pending = deque([joined, *itertools.islice(self._pending, len(parts), None)])
+
+    def split_first(self, errors: tuple[int, ...] = ()) -> None:
+        """Take the first one apart, if it was joined, and go on with its parts.
+
+        ``errors`` are what its next message was refused with.
+        """
+        whole = self._pending[0]
+        index, offset = whole.place
+        left: list[PendingSend] = []
+        for part in whole.parts:
+            count = part.outgoing.content.count
+            if index >= count:
+                part.submission.sent = part.outgoing.content.datagrams
+                index -= count
+                continue
+            if index or offset:
+                size = part.train(index).segment_size or 1
+                before = sum(len(part.train(n)) for n in range(index)) + offset // size
+                part.submission.sent = part.sent_before = before
+                part.outgoing.skip(index, offset)
+                index = offset = 0
+            part.alone = True
+            left.append(part)
+        if left:
+            left[0].errors = errors
+            self._pending = deque([*left, *itertools.islice(self._pending, 1, None)])
 
     def clear(self) -> int:
         """Drop everything. Returns how many datagrams that were."""
         self.cleared_from = self._pending[0].number if self._pending else self._number
+        if self._pending:
+            self.split_first()
         dropped, self.datagrams = self.datagrams, 0
         for pending in self._pending:
             pending.submission.discarded = pending.submission.waiting
@@ -301,6 +361,12 @@ class SendQueue:
         pending.submission.submitted = messages.datagrams
         pending.gathered = tuple(self._waiting.values())
         return pending
+
+
+def _joins(pending: PendingSend) -> bool:
+    """Whether something is so small that it is better sent together with others."""
+    untouched = pending.place == (0, 0) and not pending.errors and not pending.parts
+    return untouched and not pending.alone and pending.outgoing.content.count <= _SMALL
 
 
 class _Waiting:

@@ -18,7 +18,13 @@ from snaptun_trio import _kernel
 from snaptun_trio._batch import TrainMessages
 from snaptun_trio._kernel import _portable
 from snaptun_trio._kernel._interface import SocketIO
-from snaptun_trio._kernel._pieces import OutgoingMessage, Prepared, outgoing_messages, prepare
+from snaptun_trio._kernel._pieces import (
+    OutgoingMessage,
+    Prepared,
+    joined,
+    outgoing_messages,
+    prepare,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -131,6 +137,9 @@ class ScriptedIO(SocketIO):
     def outgoing(self, messages: Messages, address: Recipient) -> ScriptedOutgoing:
         return ScriptedOutgoing(self, prepare(messages, address, self.family))
 
+    def joined(self, parts: list[ScriptedOutgoing]) -> ScriptedOutgoing:
+        return ScriptedOutgoing(self, joined([part.prepared for part in parts]))
+
     async def wait_readable(self) -> None:
         await self.kernel.waits.wait(self)
 
@@ -147,7 +156,7 @@ class ScriptedOutgoing:
 
     def __init__(self, io: ScriptedIO, prepared: Prepared) -> None:
         self._io = io
-        self._prepared = prepared
+        self.prepared = prepared
         self.content = prepared.content
         self._how = (False, False)
         self._left: list[OutgoingMessage] = []
@@ -176,7 +185,7 @@ class ScriptedOutgoing:
         if not self._left or self._how != (gso, single):
             self._how = gso, single
             place = self.train, self.offset
-            found = outgoing_messages(self._prepared, place, gso and not single)
+            found = outgoing_messages(self.prepared, place, gso and not single)
             self._left = [next(found)] if single else list(found)
             kernel.laid_out += not single
         first = self._left[0]
@@ -202,7 +211,8 @@ class ScriptedOutgoing:
         return 0
 
     def skip(self, train: int, offset: int) -> None:
-        self._left = self._left[1:] if self._left[0].end == (train, offset) else []
+        here = bool(self._left) and self._left[0].end == (train, offset)
+        self._left = self._left[1:] if here else []
         self.train, self.offset = train, offset
 
 

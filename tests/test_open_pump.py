@@ -291,3 +291,12 @@ async def test_a_wrong_option_is_refused_and_the_socket_closed() -> None:
         async with open_batch_pump(sock, capacity=0):
             raise AssertionError
     assert sock.fileno() == -1
+
+
+@pytest.mark.needs_gso
+@pytest.mark.needs_gro
+async def test_offloads_are_on_unless_they_are_switched_off(backend: str) -> None:
+    async with open_batch_pump(HERE) as pump:
+        assert (pump.receiver.statistics().gro, pump.sender.gso) == (True, True)
+    async with open_batch_pump(HERE, gro=False, gso=False) as pump:
+        assert (pump.receiver.statistics().gro, pump.sender.gso) == (False, False)

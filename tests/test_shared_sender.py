@@ -25,6 +25,7 @@ from snaptun_trio import (
     UdpBatchReceiver,
     UdpBatchSender,
 )
+from snaptun_trio._send_queue import Submission
 
 from . import ends, scripted
 from .test_sender import check_law
@@ -154,6 +155,7 @@ async def test_closing_wakes_everybody(
         for number in range(12):
             tasks.start_soon(wait, sender.send_packet, b"%d" % number, A)
         tasks.start_soon(wait, sender.send, PacketBatch([PacketTrain(b"batch", 5, A)]))
+        await trio.testing.wait_all_tasks_blocked()
         tasks.start_soon(wait, sender.flush)
         await trio.testing.wait_all_tasks_blocked()
         assert kernel.waits.waiting == 1
@@ -163,25 +165,37 @@ async def test_closing_wakes_everybody(
     check_law(sender)
 
 
-@pytest.mark.parametrize("which", ["packet", "batch"])
+class Closer(trio.abc.Instrument):
+    """Closes a sender as soon as a task has queued something and lets others run."""
+
+    def __init__(self, sender: UdpBatchSender) -> None:
+        self._sender = sender
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        if not self._sender.is_empty:
+            self._sender.close()
+
+
+@pytest.mark.parametrize("which", ["packet", "batch", "flush"])
 async def test_a_task_that_runs_only_after_the_closing_is_told(
     sender: UdpBatchSender, kernel: scripted.ScriptedKernel, which: str
 ) -> None:
     """It had queued, and did not come round before the sender was closed."""
-
-    async def send() -> None:
+    closer = Closer(sender)
+    trio.lowlevel.add_instrument(closer)
+    try:
         with pytest.raises(trio.ClosedResourceError):
             if which == "packet":
                 await sender.send_packet(b"x", A)
-            else:
+            elif which == "batch":
                 await sender.send(PacketBatch([PacketTrain(b"x", 1, A)]))
-
-    async with trio.open_nursery() as tasks:
-        tasks.start_soon(send)
-        while not sender.statistics().datagrams_submitted:
-            await trio.lowlevel.checkpoint()
-        sender.close()  # it has queued, and has not come round
+            else:
+                sender.try_queue_packet(b"x", A)
+                await sender.flush()
+    finally:
+        trio.lowlevel.remove_instrument(closer)
     assert kernel.sent == []
+    assert sender.statistics().datagrams_discarded == 1
     check_law(sender)
 
 
@@ -293,6 +307,112 @@ async def test_who_waits_for_room_is_let_in_in_turn(
         assert sender.statistics().datagrams_submitted == 1
         kernel.waits.wake()
     assert kernel.payloads == [b"%d" % number for number in range(6)]
+
+
+# -- small batches of many tasks
+
+
+def small(number: int, address: Address = A) -> PacketBatch:
+    """Two datagrams of one task."""
+    trains = [PacketTrain(b"%d%s" % (number, part), 2, address) for part in (b"a", b"b")]
+    return PacketBatch(trains)
+
+
+@pytest.mark.core
+async def test_small_batches_of_many_tasks_leave_with_one_call(pair: ends.Pair) -> None:
+    async with trio.open_nursery() as tasks:
+        for number in range(7):
+            tasks.start_soon(pair.sender.send, small(number, pair.target))
+    statistics = pair.sender.statistics()
+    assert statistics.datagrams_sent == 14
+    if pair.sender._io.backend == "linux":
+        assert statistics.send_calls == 1
+    expected = [b"%d%s" % (number, part) for number in range(7) for part in (b"a", b"b")]
+    found = ends.payloads(pair.receiver, 14)
+    assert sorted(found) == expected
+    assert all(found.index(b"%da" % n) < found.index(b"%db" % n) for n in range(7))
+    check_law(pair.sender)
+
+
+async def test_batches_for_one_peer_and_for_the_connected_one_keep_whom_they_are_for(
+    backend: str, udp: ends.MakeSocket
+) -> None:
+    """Also what was received, and what has marks, beside what a program made."""
+    source, first, second, out = udp(), udp(), udp(), udp()
+    inside = UdpBatchReceiver(udp())
+    out.connect(ends.address_of(first))
+    sender = UdpBatchSender(out)
+    source.sendto(b"received", inside.socket.getsockname())
+    (received,) = ends.collect_batches(inside, 1)
+    marked = PacketBatch([PacketTrain(b"marked", 6, ends.address_of(second), ecn=1)])
+    calls = [
+        received.to(ends.address_of(second)),
+        small(1).to(None),
+        marked,
+        marked.to(None),
+        received.to(ends.address_of(first)),
+        small(2, ends.address_of(second)),
+    ]
+    async with trio.open_nursery() as tasks:
+        for batch in calls:
+            tasks.start_soon(sender.send, batch)
+    to_second = [b"2a", b"2b", b"marked", b"received"]
+    assert sorted(ends.read_plainly(second, 4)) == to_second
+    assert sorted(ends.read_plainly(first, 4)) == [b"1a", b"1b", b"marked", b"received"]
+    check_law(sender)
+
+
+@pytest.mark.parametrize("taken", [0, 1, 2, 3, 5])
+@pytest.mark.parametrize("after", ["refused", "closed", "blocked", "refused once"])
+async def test_joined_batches_are_told_apart_whatever_happens(
+    kernel: scripted.ScriptedKernel, udp: ends.MakeSocket, taken: int, after: str
+) -> None:
+    """A part of them was sent with one call; then a message is refused, or the sender closed."""
+    sender = UdpBatchSender(udp(), gso=False)
+    kernel.sends += [taken] * bool(taken)
+    kernel.sends += {
+        "refused": [-REFUSED, -REFUSED],
+        "refused once": [-errno.ECONNREFUSED],
+        "closed": [-errno.EAGAIN],
+        "blocked": [-errno.EAGAIN],
+    }[after]
+    submissions = [Submission() for _ in range(3)]
+    accepted = [
+        (sender._accept(small(number, PEERS[number])), submission)
+        for number, submission in enumerate(submissions)
+    ]
+    async with trio.open_nursery() as tasks:
+
+        async def send() -> None:
+            with (
+                pytest.raises(trio.ClosedResourceError)
+                if after == "closed"
+                else contextlib.nullcontext()
+            ):
+                await sender._send(accepted)
+
+        tasks.start_soon(send)
+        await trio.testing.wait_all_tasks_blocked()
+        if after == "closed":
+            sender.close()
+        kernel.waits.wake()
+    every = [b"%d%s" % (number, part) for number in range(3) for part in (b"a", b"b")]
+    refused = 1 if after == "refused" else 0
+    expected = every[:taken] + every[taken + refused :] * (after != "closed")
+    assert kernel.payloads == expected
+    assert [submission.sent for submission in submissions] == [
+        sum(packet in expected for packet in every[2 * n : 2 * n + 2]) for n in range(3)
+    ]
+    assert [submission.discarded for submission in submissions] == [
+        sum(packet not in expected for packet in every[2 * n : 2 * n + 2]) * (after == "closed")
+        for n in range(3)
+    ]
+    failed = [sum(submission.failed.values()) for submission in submissions]
+    assert sum(failed) == refused == failed[taken // 2] * refused
+    asynchronous = {errno.ECONNREFUSED: 1} if after == "refused once" else {}
+    assert dict(sender.statistics().asynchronous_errors) == asynchronous
+    assert all(submission.waiting == 0 for submission in submissions)
+    check_law(sender)
 
 
 # -- the model

@@ -143,7 +143,7 @@ def next_message(twin: Outgoing, how: Step) -> OutgoingMessage:
     gso, single, _ = how
     assert isinstance(twin, _portable.PortableOutgoing)
     place = twin.train, twin.offset
-    return next(_pieces.outgoing_messages(twin._prepared, place, gso and not single))
+    return next(_pieces.outgoing_messages(twin.prepared, place, gso and not single))
 
 
 def check_one_by_one(
@@ -233,7 +233,7 @@ def test_many_messages_a_call_are_those_of_the_twin(
     family, fd = int(sock.family), sock.fileno()
     outgoing, twin = twins_of(sock, messages, case.recipient)
     assert isinstance(twin, _portable.PortableOutgoing)
-    expected = list(_pieces.outgoing_messages(twin._prepared, (0, 0), case.gso))
+    expected = list(_pieces.outgoing_messages(twin.prepared, (0, 0), case.gso))
     at = 0
     for budget in budgets:
         if not outgoing.more:

@@ -265,7 +265,7 @@ async def test_a_cancelled_send_is_accepted_when_there_was_room_in_the_queue(
 ) -> None:
     full = cancelled == "before a full queue"
     sender = UdpBatchSender(udp(), batch_size=1 if full else 2)
-    batch = PacketBatch([PacketTrain(b"1", 1, HERE), PacketTrain(b"2", 1, ("127.0.0.2", 9))])
+    batch = PacketBatch([PacketTrain(b"1", 1, ("127.0.0.2", 9)), PacketTrain(b"2", 1, HERE)])
     sender.try_queue_packet(b"0", HERE)
     kernel.sends += [-errno.EAGAIN] if full else [1, 1, -errno.EAGAIN]
     with trio.CancelScope() as scope:

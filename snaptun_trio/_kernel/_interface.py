@@ -161,6 +161,13 @@ class SocketIO(ABC):
           TypeError, ValueError: an address, or a local address, is none of this family.
         """
 
+    @abstractmethod
+    def joined(self, parts: list[Any]) -> Outgoing:
+        """All of these as one, in their order. Nothing of them is sent yet.
+
+        The parts stay as they are. Nobody asks the whole for its content.
+        """
+
     def send(self, outgoing: Outgoing, budget: int, *, single: bool = False) -> int:
         """Send what is next of it, with one call where the system can.
 

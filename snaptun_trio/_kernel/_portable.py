@@ -21,6 +21,7 @@ from ._pieces import (
     IncomingMessage,
     OutgoingMessage,
     Prepared,
+    joined,
     outgoing_messages,
     prepare,
     received,
@@ -140,6 +141,9 @@ class PortableIO(SocketIO):
     def outgoing(self, messages: Messages, address: Recipient) -> PortableOutgoing:
         return PortableOutgoing(self, prepare(messages, address, self.family))
 
+    def joined(self, parts: list[PortableOutgoing]) -> PortableOutgoing:
+        return PortableOutgoing(self, joined([part.prepared for part in parts]))
+
 
 class PortableOutgoing:
     """Messages that are sent one by one, and cut when it is their turn.
@@ -152,19 +156,19 @@ class PortableOutgoing:
         "_how",
         "_io",
         "_next",
-        "_prepared",
         "content",
         "datagrams",
         "messages",
         "nbytes",
         "offset",
+        "prepared",
         "train",
         "work",
     )
 
     def __init__(self, io: PortableIO, prepared: Prepared) -> None:
         self._io = io
-        self._prepared = prepared
+        self.prepared = prepared
         self.content = prepared.content
         self._found: Iterator[OutgoingMessage] = iter(())
         self._next: OutgoingMessage | None = None
@@ -228,12 +232,12 @@ class PortableOutgoing:
         if self._next is None:
             gso, single = self._how
             place = self.train, self.offset
-            self._found = outgoing_messages(self._prepared, place, gso and not single)
+            self._found = outgoing_messages(self.prepared, place, gso and not single)
             self._next = next(self._found)
         return self._next
 
     def skip(self, train: int, offset: int) -> None:
-        if (train, offset) != self._refused.end:
+        if self._next is None or (train, offset) != self._next.end:
             self._found = iter(())  # what is behind it is laid out anew
         self.train, self.offset, self._next = train, offset, None
 
