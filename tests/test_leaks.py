@@ -178,11 +178,11 @@ def send_rows(scene: Scene) -> None:
     for name in (True, fresh(scene.name)):
         sending = scene.rows.outgoing(rows, name, int(scene.sock.family))
         while sending.more:
-            assert sending.send(fd, 1, True, False) == 0
+            assert sending.send(fd, 1, 64, False) == 0
         assert (sending.messages, sending.datagrams, sending.nbytes) == (2, 4, 8)
         assert (sending.train, sending.offset, sending.work) == (2, 0, 1)
         with pytest.raises(ValueError, match="nothing is left"):
-            sending.send(fd, 1, True, False)
+            sending.send(fd, 1, 64, False)
     with contextlib.suppress(BlockingIOError):
         while True:
             scene.sock.recv(100)
@@ -194,15 +194,15 @@ def send_and_be_refused(scene: Scene) -> None:
     fd = scene.out.fileno()
     sending = scene.rows.outgoing(rows, None, int(scene.sock.family))
     while sending.more:
-        assert sending.send(fd, 5, False, False) == errno.EDESTADDRREQ
+        assert sending.send(fd, 5, 0, False) == errno.EDESTADDRREQ
         assert sending.end_train in (0, 1, 2)
         sending.skip(sending.end_train, sending.end_offset)
     with pytest.raises(TypeError):
         sending.send(1)
     single = scene.rows.outgoing(rows, None, int(scene.sock.family))
-    assert single.send(-1, 1, True, True) == errno.EBADF
+    assert single.send(-1, 1, 64, True) == errno.EBADF
     single.skip(1, 2)  # beyond what was refused
-    assert single.send(-1, 1, True, False) == errno.EBADF
+    assert single.send(-1, 1, 64, False) == errno.EBADF
     # It is let go with what is laid out.
 
 
@@ -216,7 +216,15 @@ def send_badly(scene: Scene) -> None:
     for bad in ((0, 3), (-1, 0), (3, 0), (2, 1), (1, 1), (0, -1), ("0", 0), (0,), (2**80, 0)):
         with pytest.raises((ValueError, TypeError, IndexError, OverflowError)):
             sending.skip(*bad)
-    for bad in (("x", 1, True, False), (2**80, 1, True, False), (1, None, True, False), (1,)):
+    for bad in (
+        ("x", 1, 64, False),
+        (2**80, 1, 64, False),
+        (1, None, 64, False),
+        (1, 1, 65, False),
+        (1, 1, -1, False),
+        (1, 1, None, False),
+        (1,),
+    ):
         with pytest.raises((ValueError, TypeError, OverflowError)):
             sending.send(*bad)
 

@@ -12,7 +12,6 @@ from .._batch import PER_TRAIN_ADDRESS, ReceiveLosses, TrainMessages
 from .._coalesce import (
     MAX_PAYLOAD_IPV4,
     MAX_PAYLOAD_IPV6,
-    MAX_SEGMENTS,
     MAX_TRAIN_IPV4,
     MAX_TRAIN_IPV6,
     datagram_count,
@@ -125,11 +124,11 @@ class OutgoingMessage(NamedTuple):
 
 
 def outgoing_messages(
-    prepared: Prepared, place: tuple[int, int], gso: bool
+    prepared: Prepared, place: tuple[int, int], segments: int
 ) -> Iterator[OutgoingMessage]:
     """Cut everything from a place on, a train and bytes in it, into messages that the kernel takes.
 
-    Without ``gso`` each datagram is one.
+    None of them has more than ``segments`` datagrams; 0 is as good as 1, and asks for no GSO.
     """
     content, recipient, ways = prepared
     payloads, sizes = content.payloads, content.segment_sizes
@@ -139,7 +138,7 @@ def outgoing_messages(
         data = payloads[index]
         length = len(data)
         size = min(sizes[index], length)
-        nbytes = min(length - offset, _piece_size(size, length, way.ipv4, gso))
+        nbytes = min(length - offset, _piece_size(size, length, way.ipv4, segments))
         whole = nbytes == length
         buffers = [data if whole else memoryview(data)[offset : offset + nbytes]]
         datagrams = datagram_count(nbytes, size)
@@ -148,7 +147,8 @@ def outgoing_messages(
             index, offset = index + 1, 0
         # Only what begins with its train is joined by others, and nothing follows a shorter end.
         room = MAX_TRAIN_IPV4 if way.ipv4 else MAX_TRAIN_IPV6
-        while gso and whole and length and length % size == 0 and index < content.count:
+        joins = whole and datagrams < segments
+        while joins and length and length % size == 0 and index < content.count:
             after = payloads[index]
             length = len(after)
             more = datagram_count(length, sizes[index])
@@ -156,7 +156,7 @@ def outgoing_messages(
                 length
                 and (min(sizes[index], length) == size or (more == 1 and length < size))
                 and nbytes + length <= room
-                and datagrams + more <= MAX_SEGMENTS
+                and datagrams + more <= segments
                 and ways[index] == way
             ):
                 break
@@ -174,13 +174,13 @@ def outgoing_messages(
         )
 
 
-def _piece_size(segment_size: int, length: int, ipv4: bool, gso: bool) -> int:
+def _piece_size(segment_size: int, length: int, ipv4: bool, segments: int) -> int:
     """How many bytes of a train go into one message."""
-    if not gso or length <= segment_size:
+    if length <= segment_size:
         return segment_size or 1
     whole = MAX_PAYLOAD_IPV4 if ipv4 else MAX_PAYLOAD_IPV6
     room = whole if length <= whole else MAX_TRAIN_IPV4 if ipv4 else MAX_TRAIN_IPV6
-    return segment_size * max(1, min(MAX_SEGMENTS, room // segment_size))
+    return segment_size * max(1, min(segments, room // segment_size))
 
 
 class IncomingMessage(NamedTuple):

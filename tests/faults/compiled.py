@@ -238,27 +238,27 @@ def outgoing_to_here(scene: Scene) -> Any:  # noqa: ANN401
 def send(scene: Scene) -> Case:
     """The memory of the call before is in use, so that this one needs some."""
     holder, outgoing = outgoing_to_here(scene), outgoing_to_here(scene)
-    assert holder.send(-1, 1, True, False) == errno.EBADF
+    assert holder.send(-1, 1, 64, False) == errno.EBADF
 
     def check(told: object) -> None:
         assert told == 0
         assert not holder.messages
         while outgoing.more:
-            assert outgoing.send(scene.out.fileno(), 9, False, False) == 0
+            assert outgoing.send(scene.out.fileno(), 9, 0, False) == 0
         assert (outgoing.messages, outgoing.datagrams, outgoing.nbytes) == (3, 3, 6)
         assert scene.queued() == [b"ab", b"cd", b"ef"]
 
-    return partial(outgoing.send, scene.out.fileno(), 9, False, False), check
+    return partial(outgoing.send, scene.out.fileno(), 9, 0, False), check
 
 
 def skip(scene: Scene) -> Case:
     outgoing = outgoing_to_here(scene)
-    assert outgoing.send(-1, 9, False, False) == errno.EBADF
+    assert outgoing.send(-1, 9, 0, False) == errno.EBADF
 
     def check(told: object) -> None:
         assert told is None
         assert (outgoing.train, outgoing.offset) == (0, 2)
-        assert outgoing.send(scene.out.fileno(), 9, False, False) == 0
+        assert outgoing.send(scene.out.fileno(), 9, 0, False) == 0
         assert scene.queued() == [b"cd", b"ef"]
 
     return partial(outgoing.skip, 0, 2), check
@@ -292,7 +292,7 @@ def import_it(scene: Scene) -> Case:
         for module in modules:
             if hasattr(module, "Outgoing"):  # it was executed to the end
                 rows = module.rows([b"x"], [1], [None], None, [None])
-                assert module.outgoing(rows, None, 2).send(-1, 1, True, False) == errno.EBADF
+                assert module.outgoing(rows, None, 2).send(-1, 1, 64, False) == errno.EBADF
 
     return partial(next, map(_imp.exec_dynamic, modules)), check
 
