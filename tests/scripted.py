@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     import pytest
 
     from snaptun_trio import Address, PacketTrain
-    from snaptun_trio._batch import Messages, ReceiveLosses, Recipient
+    from snaptun_trio._batch import Messages, Recipient
+    from snaptun_trio._losses import ReceiveLosses
 
 
 def error_of(number: int) -> OSError:

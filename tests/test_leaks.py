@@ -84,6 +84,8 @@ class Scene:
                 pytest.fail("it was to be refused")
         rows.packets()
         rows.trains()
+        for part in (*rows.by_address().values(), rows.detached()):
+            assert part.trains()
         outgoing = self.rows.outgoing(rows, True, int(self.sock.family))
         outgoing.content.packets()
         assert (rows.count, rows.losses) == (len(rows.trains()), None)
@@ -156,6 +158,29 @@ def gather_rows(scene: Scene) -> None:
         b"ee",
         b"dd",
     ]
+
+
+def part_rows(scene: Scene) -> None:
+    for size in (10, 4000):
+        for source in (scene.out, scene.sock, scene.out):
+            source.sendto(fresh(bytes([size & 255]) * size), scene.here)
+        ends.wait_until_readable(scene.sock)
+        rows = scene.pool.receive(scene.sock.fileno(), 16, 16)
+        assert rows is not None
+        parts = rows.by_address()
+        assert [part.count for part in parts.values()] == [2, 1]
+        _, part = parts.popitem()
+        del parts, rows
+        scene.look_at_everything(part)
+        scene.look_at_everything(part.detached())
+    names: list[Any] = [b"a", b"b", None, b"a", b"c"]
+    addresses: list[Any] = [(1.0, n) for n in (1, 2, 3, 1, 3)]
+    made = scene.rows.rows([b"x"] * 5, [1] * 5, names, None, addresses)
+    assert [part.count for part in made.by_address().values()] == [2, 1, 2]
+    unhashable: list[Any] = [[], [], [], [], []]
+    with pytest.raises(TypeError):
+        scene.rows.rows([b"x"] * 5, [1] * 5, names, None, unhashable).by_address()
+    assert scene.rows.rows([], [], [], None, []).by_address() == {}
 
 
 def make_bad_rows(scene: Scene) -> None:
@@ -255,6 +280,7 @@ JOBS: list[Callable[[Scene], None]] = [
     make_rows,
     make_a_cycle_of_rows,
     gather_rows,
+    part_rows,
     make_bad_rows,
     send_rows,
     send_and_be_refused,

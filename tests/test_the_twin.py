@@ -225,7 +225,8 @@ def test_the_twins_make_the_same_messages_of_what_came_in(
     receiver = UdpBatchReceiver(sockets["127.0.0.1"], PacketBufPool(), batch_size=64)
     recorder.incoming = list(messages)
     received, _ = messages_of(receiver.receive_nowait())
-    check_one_by_one(recorder, sockets["127.0.0.1"], received, recipient, steps)
+    for some in (received, received.detached(), *received.by_address().values()):
+        check_one_by_one(recorder, sockets["127.0.0.1"], some, recipient, steps)
 
 
 @given(case=cases, budgets=st.lists(st.integers(1, 20), min_size=1, max_size=10))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from itertools import repeat
 from typing import TYPE_CHECKING, NamedTuple
 
-from .._batch import PER_TRAIN_ADDRESS, ReceiveLosses, TrainMessages
+from .._batch import PER_TRAIN_ADDRESS, TrainMessages
 from .._coalesce import (
     MAX_PAYLOAD_IPV4,
     MAX_PAYLOAD_IPV6,
@@ -16,6 +16,7 @@ from .._coalesce import (
     MAX_TRAIN_IPV6,
     datagram_count,
 )
+from .._losses import ReceiveLosses
 from .._train import make_train
 from . import _abi, _cmsg, _sockaddr
 
@@ -204,7 +205,8 @@ def received(
     sizes: list[int] = []
     addresses: list[Address | None] = []
     ancillary: list[_cmsg.Ancillary] = []
-    truncated = datagrams_lost = bytes_lost = trains_unknown = bytes_unknown = 0
+    cut: list[int] = []  # the trains of which the last datagram is cut
+    datagrams_lost = bytes_lost = trains_unknown = bytes_unknown = 0
     for data, length, flags, address, control in messages:
         told = _cmsg.decode(control)
         if flags & _abi.MSG_CTRUNC and told.segment_size is None and io.gro:
@@ -217,17 +219,16 @@ def received(
         size = told.segment_size or kept
         if kept < length:
             bytes_lost += length - kept
-            if told.segment_size is None:
-                truncated += 1
-            else:
-                truncated += 1 if kept % size else 0
+            if told.segment_size is None or kept % size:
+                cut.append(len(payloads))
+            if told.segment_size is not None:
                 datagrams_lost += datagram_count(length, size) - datagram_count(kept, size)
         payloads.append(data)
         sizes.append(size)
         addresses.append(address)
         ancillary.append(told)
     losses = ReceiveLosses(
-        truncated, datagrams_lost, bytes_lost, trains_unknown, bytes_unknown, error
+        frozenset(cut), datagrams_lost, bytes_lost, trains_unknown, bytes_unknown, error
     )
     trains = None
     if not _NOTHING_TOLD.issuperset([told[1:] for told in ancillary]):

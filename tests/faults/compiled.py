@@ -192,7 +192,12 @@ LOOKS: dict[str, Callable[[Scene], Case]] = {
         ("what is in its slab", lambda scene: scene.received(LARGE)),
         ("what a program made", lambda scene: scene.rows.rows(*scene.made())),
     )
-    for question, *arguments in (("row", 0), ("train", 2), ("trains",), ("packets",))
+    for question, *arguments in (
+        ("row", 0),
+        ("train", 2),
+        ("trains",),
+        ("packets",),
+    )
 }
 
 
@@ -208,6 +213,51 @@ def make_rows(scene: Scene) -> Case:
             memory.append(0)
 
     return partial(scene.rows.rows, *lists), check
+
+
+def part_what_came_in(scene: Scene) -> Case:
+    """Parts are rows over the same slab, and go with it."""
+    scene.into.sendto(b"from itself", scene.here)
+    rows = scene.received(LARGE)
+    expected = {scene.here: [b"from itself"], scene.there: LARGE}
+
+    def check(parts: dict[Any, Any]) -> None:
+        assert list(parts) == list(expected)
+        for address, part in parts.items():
+            assert part.packets() == [(packet, address) for packet in expected[address]]
+        assert scene.pool.statistics()[0] == 1
+
+    return rows.by_address, check
+
+
+def part_what_a_program_made(scene: Scene) -> Case:
+    rows = scene.rows.rows(*scene.made())
+
+    def check(parts: dict[Any, Any]) -> None:
+        assert {a: part.packets() for a, part in parts.items()} == {
+            None: [(b"aa", None), (b"cc", None)],
+            "b": [(b"bb", "b"), (b"dddd", "d")],
+        }
+
+    return rows.by_address, check
+
+
+def part_what_one_peer_sent(scene: Scene) -> Case:
+    rows = scene.received(SMALL)
+    return rows.by_address, equals({scene.there: rows})
+
+
+def detach_what_came_in(scene: Scene) -> Case:
+    rows = scene.received(LARGE)
+    looks = [rows.row(index)[1:] for index in range(3)]
+
+    def check(detached: Any) -> None:  # noqa: ANN401
+        assert detached.packets() == rows.packets()
+        assert [detached.row(index)[1:] for index in range(3)] == looks
+        assert isinstance(detached.row(0)[0], bytes)
+        assert detached.detached() is detached
+
+    return rows.detached, check
 
 
 def prepare_rows(scene: Scene, name: object, order: list[bytes]) -> Case:
@@ -312,6 +362,10 @@ CASES: dict[str, Callable[[Scene], Case]] = {
         receive_an_error,
         make_rows,
         gather_rows,
+        part_what_came_in,
+        part_what_a_program_made,
+        part_what_one_peer_sent,
+        detach_what_came_in,
         prepare_rows_for_one_peer,
         send,
         skip,
@@ -322,5 +376,7 @@ CASES: dict[str, Callable[[Scene], Case]] = {
 } | LOOKS
 
 
-SOMETHING_FAILS = {case for case in CASES if case.startswith(("get_", "receive_", "gather_"))}
+SOMETHING_FAILS = {
+    case for case in CASES if case.startswith(("get_", "receive_", "gather_", "part_", "detach_"))
+}
 """Those that allocate in both ways."""
