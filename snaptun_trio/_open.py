@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from ._coalesce import MAX_SEGMENTS
 from ._groups import raise_single
 from ._kernel._sockets import check_socket, close_socket, open_socket
 from ._pump import DEFAULT_CAPACITY, BatchPump
@@ -41,6 +42,7 @@ async def open_batch_pump(  # noqa: ASYNC911
     batch_size: int = 256,
     gro: bool = True,
     gso: bool = True,
+    max_segments: int = MAX_SEGMENTS,
     ecn: bool = False,
     packet_info: bool = False,
     timestamps: bool = False,
@@ -62,7 +64,7 @@ async def open_batch_pump(  # noqa: ASYNC911
       capacity: as for `BatchPump`.
       pool: as for `UdpBatchReceiver`, and so are ``batch_size``, ``gro``, ``ecn``, ``packet_info``
         and ``timestamps``.
-      gso: as for `UdpBatchSender`.
+      gso, max_segments: as for `UdpBatchSender`.
 
     Raises:
       OSError: the address cannot be bound.
@@ -83,7 +85,8 @@ async def open_batch_pump(  # noqa: ASYNC911
             packet_info=packet_info,
             timestamps=timestamps,
         )
-        with receiver, UdpBatchSender(sock, batch_size=_QUEUE, gso=gso) as sender:
+        sender = UdpBatchSender(sock, batch_size=_QUEUE, gso=gso, max_segments=max_segments)
+        with receiver, sender:
             pump = BatchPump(
                 receiver, sender, handler=handler, on_error=on_error, capacity=capacity
             )

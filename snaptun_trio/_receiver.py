@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
-    from ._batch import Messages, ReceiveLosses
+    from ._batch import Messages
+    from ._losses import ReceiveLosses
 
 # How many bytes a call is offered, more or less. Two things pull at it: the price of a batch, and
 # that what it brings should still be in the processor's cache when it is looked at or sent on.

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     import pytest
 
     from snaptun_trio import Address, PacketTrain
-    from snaptun_trio._batch import Messages, ReceiveLosses, Recipient
+    from snaptun_trio._batch import Messages, Recipient
+    from snaptun_trio._losses import ReceiveLosses
 
 
 def error_of(number: int) -> OSError:
@@ -158,7 +159,7 @@ class ScriptedOutgoing:
         self._io = io
         self.prepared = prepared
         self.content = prepared.content
-        self._how = (False, False)
+        self._how = (0, False)
         self._left: list[OutgoingMessage] = []
         self.train = self.offset = 0
         self.messages = self.datagrams = self.nbytes = self.work = 0
@@ -179,17 +180,17 @@ class ScriptedOutgoing:
     def segmented(self) -> bool:
         return self._left[0].datagrams > 1
 
-    def send(self, fd: int, budget: int, gso: bool, single: bool) -> int:
+    def send(self, fd: int, budget: int, segments: int, single: bool) -> int:
         kernel = self._io.kernel
         self.work = 0
-        if not self._left or self._how != (gso, single):
-            self._how = gso, single
+        if not self._left or self._how != (segments, single):
+            self._how = segments, single
             place = self.train, self.offset
-            found = outgoing_messages(self.prepared, place, gso and not single)
+            found = outgoing_messages(self.prepared, place, 0 if single else segments)
             self._left = [next(found)] if single else list(found)
             kernel.laid_out += not single
         first = self._left[0]
-        kernel.calls.append((gso and not single, first.nbytes))
+        kernel.calls.append((segments > 0 and not single, first.nbytes))
         kernel.singles += single
         step = kernel.sends.popleft() if kernel.sends else len(self._left)
         if callable(step):

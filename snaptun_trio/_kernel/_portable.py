@@ -172,7 +172,7 @@ class PortableOutgoing:
         self.content = prepared.content
         self._found: Iterator[OutgoingMessage] = iter(())
         self._next: OutgoingMessage | None = None
-        self._how = (False, False)
+        self._how = (0, False)
         self.train = self.offset = 0
         self.messages = self.datagrams = self.nbytes = self.work = 0
 
@@ -197,10 +197,10 @@ class PortableOutgoing:
     def segmented(self) -> bool:
         return self._refused.datagrams > 1
 
-    def send(self, fd: int, budget: int, gso: bool, single: bool) -> int:
+    def send(self, fd: int, budget: int, segments: int, single: bool) -> int:
         self.work = taken = 0
-        if self._how != (gso, single):
-            self._how, self._found, self._next = (gso, single), iter(()), None
+        if self._how != (segments, single):
+            self._how, self._found, self._next = (segments, single), iter(()), None
         while self.more and taken < (1 if single else _MESSAGES) and self.work < budget:
             try:
                 message = self._lay_out()
@@ -230,9 +230,9 @@ class PortableOutgoing:
         if self._next is None:
             self._next = next(self._found, None)
         if self._next is None:
-            gso, single = self._how
+            segments, single = self._how
             place = self.train, self.offset
-            self._found = outgoing_messages(self.prepared, place, gso and not single)
+            self._found = outgoing_messages(self.prepared, place, 0 if single else segments)
             self._next = next(self._found)
         return self._next
 
