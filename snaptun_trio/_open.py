@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from ._coalesce import MAX_SEGMENTS
 from ._groups import raise_single
 from ._kernel._sockets import check_socket, close_socket
 from ._pump import DEFAULT_CAPACITY, BatchPump
@@ -21,9 +22,9 @@ if TYPE_CHECKING:
     import socket as stdlib_socket
     from collections.abc import AsyncIterator
 
+    from ._handling import Handler, OnError
     from ._kernel._interface import Socket
     from ._pool import PacketBufPool
-    from ._pump import Handler
     from ._sockets import Local
     from ._train import Address
 
@@ -43,11 +44,13 @@ async def open_batch_pump(  # noqa: ASYNC911
     send_buffer: int = DEFAULT_BUFFER,
     fragment: bool = False,
     handler: Handler | None = None,
+    on_error: OnError | None = None,
     capacity: int = DEFAULT_CAPACITY,
     pool: PacketBufPool | None = None,
     batch_size: int = 256,
     gro: bool = True,
     gso: bool = True,
+    max_segments: int = MAX_SEGMENTS,
     ecn: bool = False,
     packet_info: bool = False,
     timestamps: bool = False,
@@ -69,11 +72,11 @@ async def open_batch_pump(  # noqa: ASYNC911
       remote: as for `open_udp_socket`, and so are ``reuse_port``, ``receive_buffer``,
         ``send_buffer`` and ``fragment``. A socket that is given has been set up by its owner, and
         takes none of these.
-      handler: as for `BatchPump`.
+      handler, on_error: as for `BatchPump`.
       capacity: as for `BatchPump`.
       pool: as for `UdpBatchReceiver`, and so are ``batch_size``, ``gro``, ``ecn``, ``packet_info``
         and ``timestamps``.
-      gso: as for `UdpBatchSender`.
+      gso, max_segments: as for `UdpBatchSender`.
 
     Raises:
       OSError: see `open_udp_socket`.
@@ -112,8 +115,11 @@ async def open_batch_pump(  # noqa: ASYNC911
             packet_info=packet_info,
             timestamps=timestamps,
         )
-        with receiver, UdpBatchSender(sock, batch_size=_QUEUE, gso=gso) as sender:
-            pump = BatchPump(receiver, sender, handler=handler, capacity=capacity)
+        sender = UdpBatchSender(sock, batch_size=_QUEUE, gso=gso, max_segments=max_segments)
+        with receiver, sender:
+            pump = BatchPump(
+                receiver, sender, handler=handler, on_error=on_error, capacity=capacity
+            )
             try:
                 async with trio.open_nursery() as nursery:
                     await nursery.start(pump.run)

@@ -32,7 +32,8 @@ _LONGEST_PAUSE = 0.064
 class ReadinessWaiter:
     """One direction of a socket, as one task after the other may use it.
 
-    As a context manager it keeps others out, with `trio.BusyResourceError`.
+    As a context manager it keeps other tasks from reading, with `trio.BusyResourceError`. Who of
+    those that send waits for the socket is `_shared_flush`'s matter.
 
     Args:
       io: the socket.
@@ -50,7 +51,6 @@ class ReadinessWaiter:
         self._reading = reading
         self._dropped_before: int | None = None
         self._busy = False
-        self._freed: trio.Event | None = None  # for those who wait for others
         # What `close` cancels to wake the task that waits, and nobody else who waits for the same
         # borrowed socket, as trio.lowlevel.notify_closing would.
         self._scope: trio.CancelScope | None = None
@@ -62,7 +62,7 @@ class ReadinessWaiter:
 
     def __enter__(self) -> None:
         if self._busy:
-            self.check_free()
+            raise trio.BusyResourceError("another task is already receiving from this receiver")
         self._busy = True
 
     def __exit__(
@@ -72,9 +72,6 @@ class ReadinessWaiter:
         traceback: TracebackType | None,
     ) -> None:
         self._busy = False
-        if self._freed is not None:
-            self._freed.set()
-            self._freed = None
 
     @contextlib.contextmanager
     def lasting(self, scope: trio.CancelScope) -> Iterator[None]:
@@ -100,23 +97,6 @@ class ReadinessWaiter:
             raise trio.ClosedResourceError(f"the {whose} is closed") from None
         if self._io.sock.fileno() < 0:
             raise trio.ClosedResourceError("the socket was closed") from None
-
-    def check_free(self) -> None:
-        """Refuse to go on while another task uses this direction.
-
-        Raises:
-          trio.BusyResourceError: one does.
-        """
-        if self._busy:
-            doing = "receiving from this receiver" if self._reading else "sending with this sender"
-            raise trio.BusyResourceError(f"another task is already {doing}")
-
-    async def wait_until_free(self) -> None:  # noqa: ASYNC910
-        """Wait until no other task uses this direction. No checkpoint where none does."""
-        while self._busy:  # noqa: ASYNC913
-            if self._freed is None:
-                self._freed = trio.Event()
-            await self._freed.wait()
 
     async def wait(self) -> None:
         """Wait until the socket is ready, or until a pause is over that keeps us from spinning.

@@ -143,3 +143,22 @@ async def test_a_whole_pump_on_a_script() -> None:
         await trio.testing.wait_all_tasks_blocked()
     assert sock.sent == [(b"again", PEER)]
     assert sock.fileno() == -1
+
+
+async def test_what_several_tasks_send_goes_through_the_script_as_well() -> None:
+    sock = ScriptedSocket()
+    sock.answer = lambda packets, address: errno.EPERM if address == PEER else 0
+    sender = UdpBatchSender(sock)
+    refused: list[int | None] = []
+
+    async def send(packet: bytes, address: Address) -> None:
+        try:
+            await sender.send_packet(packet, address)
+        except OSError as error:
+            refused.append(error.errno)
+
+    async with trio.open_nursery() as nursery:
+        for number in range(5):
+            nursery.start_soon(send, b"%d" % number, PEER if number == 2 else ("192.0.2.2", 9))
+    assert sorted(packet for packet, _ in sock.sent) == [b"0", b"1", b"3", b"4"]
+    assert refused == [errno.EPERM]
