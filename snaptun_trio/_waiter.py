@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import trio
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import TracebackType
 
     from ._kernel._interface import SocketIO
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # What strangers can do must not look like that, at whatever rate they do it. A datagram with a bad
 # checksum wakes us and gives nothing; but it is gone then, the socket is no longer called ready,
 # and where the next one has come meanwhile, the count of what the kernel dropped has moved.
-_PATIENCE = 16
+PATIENCE = 16
 _FIRST_PAUSE = 0.001  # seconds
 _LONGEST_PAUSE = 0.064
 
@@ -56,6 +56,7 @@ class ReadinessWaiter:
         self._scope: trio.CancelScope | None = None
         self._lasting: trio.CancelScope | None = None
         self._lasting_task: trio.lowlevel.Task | None = None
+        self._on_close: Callable[[], object] | None = None  # of a group that waits for it
         self.fruitless = 0
         self.closed = False
         self.asynchronous_errors: Counter[int] = Counter()
@@ -107,9 +108,31 @@ class ReadinessWaiter:
         Raises:
           trio.BusyResourceError: one does.
         """
+        if self._on_close is not None:
+            raise trio.BusyResourceError("a group is receiving from this receiver")
         if self._busy:
             doing = "receiving from this receiver" if self._reading else "sending with this sender"
             raise trio.BusyResourceError(f"another task is already {doing}")
+
+    def join(self, on_close: Callable[[], object]) -> None:
+        """Let a group wait for this direction, and keep all others out, until `leave`.
+
+        Args:
+          on_close: what `close` calls.
+
+        Raises:
+          trio.ClosedResourceError: see `check_open`.
+          trio.BusyResourceError: a task uses this direction, or another group.
+        """
+        self.check_open()
+        self.check_free()
+        self._busy = True
+        self._on_close = on_close
+
+    def leave(self) -> None:
+        """The group waits no longer."""
+        self._on_close = None
+        self.__exit__(None, None, None)
 
     async def wait_until_free(self) -> None:  # noqa: ASYNC910
         """Wait until no other task uses this direction. No checkpoint where none does."""
@@ -128,7 +151,7 @@ class ReadinessWaiter:
         """
         # Not even to be asked with a closed socket: trio would remember descriptor -1 as taken.
         self.check_open()
-        if self.fruitless and self._something_happened():
+        if self.fruitless and self.something_happened():
             self.fruitless = 0
         try:
             if self._lasting is not None and self._lasting_task is trio.lowlevel.current_task():
@@ -142,15 +165,20 @@ class ReadinessWaiter:
         self.check_open()
 
     async def _wait_or_pause(self) -> None:
-        if self.fruitless >= _PATIENCE:
-            doublings = min(self.fruitless - _PATIENCE, 16)
-            await trio.sleep(min(_FIRST_PAUSE * 2.0**doublings, _LONGEST_PAUSE))
+        if self.fruitless >= PATIENCE:
+            await trio.sleep(self.pause)
             self.check_open()  # the owner may have closed the socket during the pause
         await self._wait()
         # Only a wake-up can be fruitless: a wait that was cancelled says nothing of the socket.
         self.fruitless += 1
 
-    def _something_happened(self) -> bool:
+    @property
+    def pause(self) -> float:
+        """How long to leave the socket alone after so many fruitless wake-ups, in seconds."""
+        doublings = min(self.fruitless - PATIENCE, 16)
+        return min(_FIRST_PAUSE * 2.0**doublings, _LONGEST_PAUSE)
+
+    def something_happened(self) -> bool:
         """Whether a wake-up that brought nothing had a reason that is gone now."""
         errors = self._io.drain_errors()
         self.asynchronous_errors += errors
@@ -166,3 +194,5 @@ class ReadinessWaiter:
         self.closed = True
         if self._scope is not None:
             self._scope.cancel(reason="closed while waiting")
+        if self._on_close is not None:
+            self._on_close()
