@@ -132,6 +132,16 @@ def test_the_pump_is_known_only_to_what_opens_one_and_knows_no_kernel() -> None:
     assert not any(name.startswith("_kernel") for name in imported_by("_pump"))
 
 
+def test_the_group_knows_no_sender_and_the_poller_no_receiver() -> None:
+    assert "_sender" not in reached_from("_receiver_group")
+    assert imported_by("_kernel._poller") <= {"_kernel._interface"}
+    assert {one.importer for one in IMPORTS if one.imported == "_kernel._poller"} == {
+        "_receiver_group"
+    }
+    assert {one.importer for one in IMPORTS if one.imported == "_receiver_group"} == {""}
+    assert imported_by("_group_errors") == {"_receiver"}
+
+
 def test_the_pool_knows_no_socket() -> None:
     known = imported_by("_pool")
     assert not known & {"_kernel._sockets", "_kernel._linux", "_kernel._portable", "_waiter"}

@@ -131,7 +131,7 @@ class EpollPoller(Poller[T]):
             self._renew()
             return [watched[fd][1] for fd, _ in self._epoll.poll(0) if fd in watched]
 
-    async def wait(self) -> None:
+    async def wait(self) -> None:  # noqa: ASYNC910: the task was woken, so it has waited
         self._waiting = True
         try:
             await trio.lowlevel.wait_readable(self._epoll)
@@ -213,7 +213,9 @@ class TaskPoller(Poller[T]):
                 self._scope = None
 
     @trio.lowlevel.enable_ki_protection
-    async def _wait_for(self, fd: int, io: SocketIO, key: T) -> None:
+    async def _wait_for(  # noqa: ASYNC910: nobody waits for this one but the nursery
+        self, fd: int, io: SocketIO, key: T
+    ) -> None:
         """Wait for one socket, and end the wait for all."""
         try:
             if io.sock.fileno() == fd:
