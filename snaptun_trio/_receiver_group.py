@@ -319,7 +319,7 @@ class UdpReceiverGroup(Closing, trio.abc.ReceiveChannel[Received]):
                 self._tell_of(receiver)
 
 
-async def _sweep_again_and_again(  # noqa: ASYNC910: it begins with a sleep
+async def _sweep_again_and_again(  # noqa: ASYNC910  # it begins with a sleep
     of: weakref.ref[UdpReceiverGroup],
 ) -> None:
     """Sweep a group now and then, as long as somebody receives from it."""

@@ -644,6 +644,32 @@ async def test_a_socket_that_was_shut_down_comes_to_rest_and_holds_up_nobody(
     group.close()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has an error queue")
+async def test_an_error_queue_that_the_owner_switched_on_is_emptied(
+    backend: str, udp: ends.MakeSocket, nursery: trio.Nursery
+) -> None:
+    """One unread entry keeps the socket ready for ever; the task must come to rest."""
+    sock, nobody = udp(), ends.deafen(udp())
+    sock.setsockopt(socket.IPPROTO_IP, 11, 1)  # IP_RECVERR, include/uapi/linux/in.h
+    receiver = UdpBatchReceiver(sock)
+    group, found = UdpReceiverGroup([receiver]), list[list[bytes]]()
+
+    async def read() -> None:
+        found.append((await receive(group))[1])
+
+    nursery.start_soon(read)
+    sock.sendto(b"nobody listens", nobody)
+    with trio.fail_after(ends.PATIENCE):
+        while receiver.statistics().asynchronous_errors.get(errno.ECONNREFUSED, 0) < 2:
+            await trio.lowlevel.checkpoint()
+        await trio.testing.wait_all_tasks_blocked()
+        sock.sendto(b"hello", sock.getsockname())
+        while not found:
+            await trio.lowlevel.checkpoint()
+    assert found == [[b"hello"]]
+    group.close()
+
+
 # -- how many
 
 

@@ -29,6 +29,7 @@ class Poller(ABC, Generic[T]):
 
     def __init__(self) -> None:
         self._watched: dict[int, tuple[SocketIO, T]] = {}  # by descriptor
+        self._muted: set[int] = set()
 
     def add(self, io: SocketIO, key: T) -> T | None:
         """Watch a socket that is open.
@@ -44,30 +45,37 @@ class Poller(ABC, Generic[T]):
         before = self._watched.get(fd)
         if before is not None and before[0].sock.fileno() == fd:
             raise ValueError("a receiver of the same socket is in the group")
+        self._muted.discard(fd)
         self._start(fd)
         self._watched[fd] = (io, key)
         return None if before is None else before[1]
 
     def remove(self, fd: int, io: SocketIO) -> None:
         """Watch a socket no longer. Does nothing where its descriptor is another one's by now."""
-        watched = self._watched.get(fd)
-        if watched is not None and watched[0] is io:
+        if self._is_watched(fd, io):
             del self._watched[fd]
-            self._mute(fd, io)
+            self._muted.discard(fd)
+            if (
+                io.sock.fileno() == fd
+            ):  # if not, the system has forgotten it, and the number is free
+                self._stop(fd)
 
     def mute(self, fd: int, io: SocketIO) -> None:
-        """Say nothing of a socket until `unmute`."""
-        self._mute(fd, io)
+        """Say nothing of a socket that is watched until `unmute`."""
+        if self._is_watched(fd, io) and io.sock.fileno() == fd:
+            self._muted.add(fd)
+            self._stop(fd)
 
     def unmute(self, fd: int, io: SocketIO) -> None:
         """Watch it again, if it is still there to be watched."""
-        watched = self._watched.get(fd)
-        if watched is not None and watched[0] is io and io.sock.fileno() == fd:
-            self._start(fd)
+        if fd in self._muted and self._is_watched(fd, io):
+            self._muted.discard(fd)
+            if io.sock.fileno() == fd:
+                self._start(fd)
 
-    def _mute(self, fd: int, io: SocketIO) -> None:
-        if io.sock.fileno() == fd:  # if not, the system has forgotten it, and the number is free
-            self._stop(fd)
+    def _is_watched(self, fd: int, io: SocketIO) -> bool:
+        watched = self._watched.get(fd)
+        return watched is not None and watched[0] is io
 
     @abstractmethod
     def _start(self, fd: int) -> None: ...
@@ -131,7 +139,7 @@ class EpollPoller(Poller[T]):
             self._renew()
             return [watched[fd][1] for fd, _ in self._epoll.poll(0) if fd in watched]
 
-    async def wait(self) -> None:  # noqa: ASYNC910: the task was woken, so it has waited
+    async def wait(self) -> None:  # noqa: ASYNC910  # it was woken, so it has waited
         self._waiting = True
         try:
             await trio.lowlevel.wait_readable(self._epoll)
@@ -156,12 +164,11 @@ class EpollPoller(Poller[T]):
 
     def _renew(self) -> None:
         """Begin a new set, with those that are watched."""
-        fresh = select.epoll()
-        old, self._epoll = self._epoll, fresh
+        self._epoll.close()  # first: there may be no descriptor left for the new one
+        self._epoll = select.epoll()
         for fd, (io, _) in self._watched.items():
-            if io.sock.fileno() == fd:
+            if fd not in self._muted and io.sock.fileno() == fd:
                 self._start(fd)
-        old.close()
 
     def close(self) -> None:
         super().close()
@@ -173,32 +180,25 @@ class TaskPoller(Poller[T]):
 
     def __init__(self) -> None:
         super().__init__()
-        self._muted: set[int] = set()
         self._found: dict[int, T] = {}  # by the last wait
         self._scope: trio.CancelScope | None = None
 
     def _start(self, fd: int) -> None:
-        self._muted.discard(fd)
         self.wake()  # the wait begins anew, with this one
 
     def _stop(self, fd: int) -> None:
-        self._muted.add(fd)
         self._found.pop(fd, None)
         self.wake()  # and without that one: somebody else may want to wait for it
 
     def poll(self) -> list[T]:
         found, self._found = self._found, {}
         if found:
-            return [key for fd, key in found.items() if self._is_watched(fd, key)]
+            return list(found.values())
         return [
             key
             for fd, (io, key) in self._watched.items()
             if fd not in self._muted and (io.sock.fileno() != fd or io.is_ready(reading=True))
         ]
-
-    def _is_watched(self, fd: int, key: T) -> bool:
-        watched = self._watched.get(fd)
-        return watched is not None and watched[1] is key
 
     async def wait(self) -> None:
         self._found.clear()
@@ -213,7 +213,7 @@ class TaskPoller(Poller[T]):
                 self._scope = None
 
     @trio.lowlevel.enable_ki_protection
-    async def _wait_for(  # noqa: ASYNC910: nobody waits for this one but the nursery
+    async def _wait_for(  # noqa: ASYNC910  # a task of its own
         self, fd: int, io: SocketIO, key: T
     ) -> None:
         """Wait for one socket, and end the wait for all."""
