@@ -101,9 +101,11 @@ class UdpReceiverGroup(Closing, trio.abc.ReceiveChannel[Received]):
             raise
 
     def __len__(self) -> int:
+        """How many are in the group."""
         return len(self._members)
 
     def __contains__(self, receiver: object) -> bool:
+        """Whether it is in the group; one that was closed is, until that is reported."""
         return receiver in self._members
 
     def __iter__(self) -> Iterator[UdpBatchReceiver]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import resource
 import select
 from typing import TYPE_CHECKING
 
@@ -37,6 +36,7 @@ def make_ready(kernel: scripted.ScriptedKernel) -> None:
 @contextlib.contextmanager
 def room_for(count: int) -> Iterator[None]:
     """So many more descriptors may be open, where the system allows it."""
+    resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = count + 200
     if soft < wanted:

@@ -471,7 +471,26 @@ async def test_a_new_socket_with_the_number_of_a_closed_one_is_another(
     group.close()
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="what a child process inherits")
+def test_whose_number_a_new_member_has_is_reported_at_once(
+    backend: str, udp: ends.MakeSocket
+) -> None:
+    old = ends.bound_socket()
+    first = UdpBatchReceiver(old)
+    group = UdpReceiverGroup([first])
+    number = old.fileno()
+    old.close()
+    new = udp()
+    assert new.fileno() == number
+    group.add(UdpBatchReceiver(new))
+    with pytest.raises(ReceiverClosedError) as caught:
+        group.receive_nowait()
+    assert caught.value.receiver is first
+    with pytest.raises(trio.WouldBlock):
+        group.receive_nowait()
+    group.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a descriptor cannot be duplicated so")
 @pytest.mark.parametrize("renumbered", ["nobody", "a stranger", "a member"])
 async def test_a_closed_socket_that_a_child_has_open_does_not_haunt_the_number(
     backend: str, udp: ends.MakeSocket, renumbered: str, monkeypatch: pytest.MonkeyPatch
