@@ -356,6 +356,7 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch[Address]]):
             self._waiter.asynchronous_errors[losses.error.errno or 0] += 1
             if self._is_reported(losses.error):
                 self._late_error = losses.error
+                self._waiter.tell_group()
 
     def _is_reported(self, error: OSError) -> bool:
         """Whether an error about an earlier datagram is to be raised."""

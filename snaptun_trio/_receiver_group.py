@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import heapq
 import itertools
@@ -64,11 +65,10 @@ class UdpReceiverGroup(Closing, trio.abc.ReceiveChannel[Received]):
     wants it; its `~UdpBatchReceiver.receive_nowait` is free to take what is there.
 
     A receiver that is closed, or whose socket is, or that failed, is reported once by `receive`,
-    and leaves the group with that; one that is discarded first is not reported. A receiver that
-    its program closes is reported at once, as is a socket of trio's or one for which
-    `trio.lowlevel.notify_closing` was called where the system has no epoll; any other closed socket
-    within some two seconds. To see that, a system task looks through the group once a second for as
-    long as a task waits in it.
+    and leaves the group with that; one that is discarded first is not reported. What a program
+    closes with `UdpBatchReceiver.close` is reported at once. That somebody closed a socket is
+    noticed within some two seconds: once a second, for as long as tasks wait in the group, a system
+    task of trio's looks through it.
 
     A group with nobody in it waits until there is. It has no end of its own: ``async for`` goes on
     until the group is closed, or a receiver is to be reported.
@@ -274,8 +274,6 @@ class UdpReceiverGroup(Closing, trio.abc.ReceiveChannel[Received]):
                 raise
             if batch is not None:
                 self._in_vain = 0
-                if receiver._late_error is not None:
-                    ready.append(receiver)
                 return receiver, batch
             if judging:
                 self._found_nothing(receiver)
@@ -329,13 +327,14 @@ async def _sweep_again_and_again(  # noqa: ASYNC910  # it begins with a sleep
     try:
         while waited:
             await trio.sleep(_SWEEP_INTERVAL)
-            waited, receivers = _due(of)
-            while receivers:
-                part, receivers = receivers[:_SWEPT_AT_ONCE], receivers[_SWEPT_AT_ONCE:]
-                if (group := of()) is not None:
-                    group._sweep(part)
-                del group
-                await trio.lowlevel.checkpoint()
+            with contextlib.suppress(MemoryError):  # the next time will do
+                waited, receivers = _due(of)
+                while receivers:
+                    part, receivers = receivers[:_SWEPT_AT_ONCE], receivers[_SWEPT_AT_ONCE:]
+                    if (group := of()) is not None:
+                        group._sweep(part)
+                    del group
+                    await trio.lowlevel.checkpoint()
     finally:
         if (group := of()) is not None:
             group._sweeping = False

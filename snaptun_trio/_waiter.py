@@ -56,7 +56,7 @@ class ReadinessWaiter:
         self._scope: trio.CancelScope | None = None
         self._lasting: trio.CancelScope | None = None
         self._lasting_task: trio.lowlevel.Task | None = None
-        self._on_close: Callable[[], object] | None = None  # of a group that waits for it
+        self._tell: Callable[[], object] | None = None  # of the group that waits for it
         self.fruitless = 0
         self.closed = False
         self.asynchronous_errors: Counter[int] = Counter()
@@ -108,17 +108,17 @@ class ReadinessWaiter:
         Raises:
           trio.BusyResourceError: one does.
         """
-        if self._on_close is not None:
+        if self._tell is not None:
             raise trio.BusyResourceError("a group is receiving from this receiver")
         if self._busy:
             doing = "receiving from this receiver" if self._reading else "sending with this sender"
             raise trio.BusyResourceError(f"another task is already {doing}")
 
-    def join(self, on_close: Callable[[], object]) -> None:
+    def join(self, tell: Callable[[], object]) -> None:
         """Let a group wait for this direction, and keep all others out, until `leave`.
 
         Args:
-          on_close: what `close` calls.
+          tell: is called by `close`, and by `tell_group`.
 
         Raises:
           trio.ClosedResourceError: see `check_open`.
@@ -127,12 +127,17 @@ class ReadinessWaiter:
         self.check_open()
         self.check_free()
         self._busy = True
-        self._on_close = on_close
+        self._tell = tell
 
     def leave(self) -> None:
         """The group waits no longer."""
-        self._on_close = None
+        self._tell = None
         self.__exit__(None, None, None)
+
+    def tell_group(self) -> None:
+        """There is something to be had of which the socket says nothing: tell the group, if any."""
+        if self._tell is not None:
+            self._tell()
 
     async def wait_until_free(self) -> None:  # noqa: ASYNC910
         """Wait until no other task uses this direction. No checkpoint where none does."""
@@ -194,5 +199,4 @@ class ReadinessWaiter:
         self.closed = True
         if self._scope is not None:
             self._scope.cancel(reason="closed while waiting")
-        if self._on_close is not None:
-            self._on_close()
+        self.tell_group()

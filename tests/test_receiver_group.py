@@ -27,6 +27,7 @@ from snaptun_trio import (
     UdpBatchReceiver,
     UdpReceiverGroup,
 )
+from snaptun_trio._batch import ReceiveLosses
 
 from . import ends, groups, scripted
 
@@ -571,6 +572,29 @@ async def test_a_reported_refusal_names_its_receiver_which_stays(
         back.bind(target)
         back.sendto(b"now I am", sock.getsockname())
         assert await receive(group) == (receiver, [b"now I am"])
+    group.close()
+
+
+@pytest.mark.parametrize("who", ["group", "receiver"])
+async def test_an_error_behind_a_batch_is_told_next_though_the_socket_is_silent(
+    kernel: scripted.ScriptedKernel, udp: ends.MakeSocket, who: str
+) -> None:
+    """Whoever had the batch: a member can be received from without waiting as well."""
+    sock = udp()
+    sock.connect(ends.deafen(udp()))
+    receiver = UdpBatchReceiver(sock, report_errors=True)
+    group = UdpReceiverGroup([receiver])
+    kernel.losses = ReceiveLosses(error=scripted.error_of(errno.ECONNREFUSED))
+    kernel.receives.append([PacketTrain(b"x", 1, ("127.0.0.1", 9))])
+    if who == "group":
+        group._tell_of(receiver)
+        assert await receive(group) == (receiver, [b"x"])
+    else:
+        assert ends.payloads(receiver, 1) == [b"x"]
+    kernel.losses = None
+    with pytest.raises(ConnectionRefusedError):
+        await receive(group)
+    assert receiver in group
     group.close()
 
 
