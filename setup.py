@@ -20,7 +20,7 @@ if BUILD not in ("", "yes", "no"):
 ROOM = "snaptun_trio/_kernel"
 rows = Extension(
     "snaptun_trio._kernel._rows",
-    sources=[f"{ROOM}/{name}.c" for name in ("_module", "_rows", "_pool", "_send")],
+    sources=[f"{ROOM}/{name}.c" for name in ("_module", "_rows", "_peers", "_pool", "_send")],
     depends=[f"{ROOM}/_rows.h"],
     define_macros=[("SNAPTUN_TRIO_TEST_HOOKS", "1")] if HOOKS else [],
     extra_compile_args=["-std=c11", "-Wall", "-Wextra", "-fvisibility=hidden"]

@@ -30,10 +30,11 @@ from ._statistics import (
     ReceiverStatistics,
     SenderStatistics,
 )
-from ._train import Address, Packet, PacketTrain
+from ._train import ECN, Address, Packet, PacketTrain
 from ._version import __version__
 
 __all__ = [
+    "ECN",
     "MAX_BATCH_SIZE",
     "Address",
     "BatchPump",

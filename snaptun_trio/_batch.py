@@ -14,7 +14,6 @@ from typing import (
     Any,
     Final,
     Generic,
-    NamedTuple,
     Protocol,
     TypeAlias,
     final,
@@ -23,10 +22,14 @@ from typing import (
 
 from ._brief import type_names
 from ._coalesce import datagram_count, split
+from ._losses import ReceiveLosses
+from ._packing import packed
 from ._train import Address, AddressT_co, PacketTrain, make_train
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from ._train import Packet
 
 
 class PerTrainAddress(enum.Enum):
@@ -39,24 +42,6 @@ PER_TRAIN_ADDRESS: Final = PerTrainAddress.PER_TRAIN_ADDRESS
 """Each train goes to its own address: the batch has no single one."""
 
 Recipient: TypeAlias = Address | PerTrainAddress | None
-
-
-class ReceiveLosses(NamedTuple):
-    """What did not come in with a receive call. A sound setup never has any."""
-
-    truncated: int = 0
-    """Datagrams that arrived cut."""
-    datagrams: int = 0
-    """Datagrams of which nothing fitted into the buffer."""
-    nbytes: int = 0
-    """Bytes that did not fit."""
-    trains_unknown: int = 0
-    """Messages left out: their control messages came cut, so nobody can tell where their datagrams
-    end."""
-    bytes_unknown: int = 0
-    """The bytes of those messages."""
-    error: OSError | None = None
-    """An asynchronous error that ended the call after the messages."""
 
 
 class Messages(Protocol):
@@ -87,6 +72,12 @@ class Messages(Protocol):
 
     def packets(self) -> list[tuple[bytes, Address | None]]:
         """Each datagram with its address, made now."""
+
+    def by_address(self) -> Mapping[Address | None, Messages]:
+        """Those of each peer, in order of first appearance; these very ones where there is one."""
+
+    def detached(self) -> Messages:
+        """The same on memory of their own; these very ones where they hold no other."""
 
 
 def _asks_for_nothing(trains: tuple[PacketTrain, ...]) -> bool:
@@ -197,13 +188,34 @@ class TrainMessages:
             for packet in split(payload, size)
         ]
 
+    def by_address(self) -> dict[Address | None, TrainMessages]:
+        if self.addresses.count(self.addresses[0] if self.addresses else None) == self.count:
+            return dict.fromkeys(self.addresses[:1], self)
+        indices: dict[Address | None, list[int]] = {}
+        for index, address in enumerate(self.addresses):
+            indices.setdefault(address, []).append(index)
+        return {address: self.ordered(of_peer) for address, of_peer in indices.items()}
+
+    def detached(self) -> TrainMessages:
+        if set(map(type, self.payloads)) <= {bytes}:
+            return self
+        payloads: list[bytes | memoryview] = list(map(bytes, self.payloads))
+        trains = self._trains
+        if trains is not None:
+            trains = tuple(map(over, trains, payloads))
+        return TrainMessages(payloads, self.segment_sizes, self.addresses, trains, self.losses)
+
     def ordered(self, indices: list[int]) -> TrainMessages:
-        """The same in another order."""
+        """Some of them, or all in another order. Which of them came in cut is known still."""
+        cut: frozenset[int] = self.losses.cut if self.losses else frozenset()
+        if cut:
+            cut = frozenset([at for at, index in enumerate(indices) if index in cut])
         return TrainMessages(
             [self.payloads[i] for i in indices],
             [self.segment_sizes[i] for i in indices],
             [self.addresses[i] for i in indices],
             None if self._trains is None else tuple([self._trains[i] for i in indices]),
+            ReceiveLosses(cut) if cut else None,
         )
 
 
@@ -242,6 +254,27 @@ class PacketBatch(Generic[AddressT_co]):
         self._recipient = PER_TRAIN_ADDRESS
         self._trains = kept
 
+    @staticmethod
+    def pack(pairs: Iterable[tuple[Packet, Address | None]]) -> PacketBatch:
+        """Pack ``(packet, address)`` pairs into a batch, gathered into as few trains as possible.
+
+        The addresses come in the order in which they first appear, and the packets of each in
+        their own. Two spellings of one peer are two addresses here, see `Address`.
+
+        >>> a, b = ("192.0.2.1", 9), ("192.0.2.2", 9)
+        >>> list(PacketBatch.pack([(b"one", a), (b"two", b), (b"three", a)]))
+        [(b'one', ('192.0.2.1', 9)), (b'three', ('192.0.2.1', 9)), (b'two', ('192.0.2.2', 9))]
+
+        Args:
+          pairs: each packet, any bytes-like object, with its peer; `None` is the connected one.
+
+        Raises:
+          TypeError: one of them is no such pair, a packet is not bytes-like, or an address is none.
+          ValueError: a packet is over 65 527 bytes, which no UDP datagram can hold, or a number of
+            an address is out of its range.
+        """
+        return batch_of(TrainMessages(*packed(pairs)))
+
     @property
     def trains(self) -> tuple[PacketTrain[AddressT_co], ...]:
         """The trains, made when first asked for."""
@@ -259,11 +292,7 @@ class PacketBatch(Generic[AddressT_co]):
         return self._messages.count > 0
 
     def __iter__(self) -> Iterator[tuple[bytes, AddressT_co]]:
-        recipient: Any = self._recipient
-        packets: list[tuple[bytes, Any]] = self._messages.packets()
-        if recipient is PER_TRAIN_ADDRESS:
-            return iter(packets)
-        return ((packet, recipient) for packet, _ in packets)
+        return iter(self.packets())
 
     def __repr__(self) -> str:
         return f"<PacketBatch: {len(self)} datagrams, {self.nbytes} bytes>"
@@ -275,7 +304,10 @@ class PacketBatch(Generic[AddressT_co]):
 
     @property
     def truncated(self) -> int:
-        """The number of datagrams that arrived cut, because a buffer was too small. Normally 0."""
+        """The number of datagrams that arrived cut, because a buffer was too small. Normally 0.
+
+        Each batch that is made of a part of this one, by `by_address`, tells of its own.
+        """
         losses = self._messages.losses
         return losses.truncated if losses else 0
 
@@ -289,6 +321,67 @@ class PacketBatch(Generic[AddressT_co]):
         What `PacketTrain.to` keeps and drops holds for each train. `None` is the connected peer.
         """
         return batch_of(self._messages, address)
+
+    def packets(self) -> list[tuple[bytes, AddressT_co]]:
+        """What iterating yields as one list, made in one go.
+
+        >>> PacketBatch([PacketTrain(b"onetwo", 3, None)]).packets()
+        [(b'one', None), (b'two', None)]
+        """
+        packets: list[tuple[bytes, Any]] = self._messages.packets()
+        recipient: Any = self._recipient
+        if recipient is not PER_TRAIN_ADDRESS:
+            return [(packet, recipient) for packet, _ in packets]
+        return packets
+
+    def by_address(self) -> dict[AddressT_co, PacketBatch[AddressT_co]]:
+        """One batch for each peer, in order of first appearance, each peer's order kept.
+
+        Nothing is copied: each of them keeps the slab of the whole batch for as long as it lives.
+        A batch with one peer is its own only part, and costs next to nothing to ask. Peers are
+        told apart by their addresses as tuples: ``("::1", 9)`` and ``("::1", 9, 0, 0)`` are two.
+        A receiver always spells a peer in the same way.
+
+        >>> a, b = ("192.0.2.1", 9), ("192.0.2.2", 9)
+        >>> batch = PacketBatch.pack([(b"one", a), (b"two", b), (b"three", a)])
+        >>> batch.by_address()[a].packets()
+        [(b'one', ('192.0.2.1', 9)), (b'three', ('192.0.2.1', 9))]
+        """
+        if self._recipient is not PER_TRAIN_ADDRESS:
+            whole: dict[Any, PacketBatch[AddressT_co]] = {self._recipient: self} if self else {}
+            return whole
+        parts: Mapping[Any, Messages] = self._messages.by_address()
+        return {
+            address: self if messages is self._messages else batch_of(messages)
+            for address, messages in parts.items()
+        }
+
+    def detach(self) -> PacketBatch[AddressT_co]:
+        """The same batch on memory of its own, so that no slab is kept for it.
+
+        All is copied that is not held as `bytes`, and all of a train's fields are kept. A batch
+        that holds nothing but `bytes` is returned itself.
+
+        >>> PacketBatch([PacketTrain(memoryview(b"one"), 3, None)]).detach().trains[0].data
+        b'one'
+        """
+        messages = self._messages.detached()
+        return self if messages is self._messages else batch_of(messages, self._recipient)
+
+    # Plain data: what is pickled, and a deep copy, is on memory of its own.
+
+    def __getstate__(self) -> tuple[object, ...]:
+        losses = self._messages.losses
+        return self.trains, losses.cut if losses else frozenset()
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        trains, cut = state
+        self._messages = TrainMessages.of_trains(trains, ReceiveLosses(cut) if cut else None)
+        self._recipient = PER_TRAIN_ADDRESS
+        self._trains = trains
+
+    def __copy__(self) -> PacketBatch[AddressT_co]:
+        return self  # it is immutable
 
 
 def batch_of(messages: Messages, recipient: Recipient = PER_TRAIN_ADDRESS) -> PacketBatch[Any]:

@@ -21,7 +21,7 @@ from ._train import make_train
 
 if TYPE_CHECKING:
     from ._kernel._interface import SocketIO
-    from ._send_queue import PendingSend, SendQueue
+    from ._send_queue import PendingSend, SendQueue, Submission
     from ._train import Address
     from ._waiter import ReadinessWaiter
 
@@ -34,6 +34,9 @@ _REFUSAL = 8  # what a refused try counts for: a call of its own, and the report
 
 # What may be refused, in tries, where a caller does not let others run. The rest stays queued.
 _TRIES_AT_ONCE = 256
+
+# How many refusals are kept for whoever flushes next. A program that never does must not grow.
+_MOST_UNCLAIMED = 1024
 
 _BLOCKED = (errno.EAGAIN, errno.EWOULDBLOCK)
 
@@ -50,7 +53,7 @@ class Flush:
     """Sends what is queued, and keeps count.
 
     Attributes:
-      failures: what was refused for good and not reported yet.
+      unclaimed: what was refused for good, and nobody waits for: the next who flushes reports it.
       failed: how many datagrams were refused for good, by errno.
     """
 
@@ -60,7 +63,7 @@ class Flush:
         self._waiter = waiter
         self._known = KnownRefusals()
         self._refusals = 0  # tries that were refused, ever
-        self.failures: list[SendFailure] = []
+        self.unclaimed: list[SendFailure] = []
         self.failed: dict[int, int] = {}  # not a Counter, which needs memory to be assigned to
         self.calls = self.trains = self.datagrams = self.nbytes = self.gso_fallbacks = 0
 
@@ -92,7 +95,10 @@ class Flush:
                 return FlushStatus.BLOCKED
             else:
                 budget -= _REFUSAL
-                self._refused(pending, number)
+                if pending.parts:
+                    self._queue.split_first((number,))
+                else:
+                    self._refused(pending, number)
         return FlushStatus.MORE
 
     def all_now(self) -> FlushStatus:
@@ -128,7 +134,7 @@ class Flush:
         calls, trains = self.calls + 1, self.trains + entered[0] - messages
         sent, nbytes = self.datagrams + entered[1] - datagrams, self.nbytes + entered[2] - nbytes
         left = self._queue.datagrams - entered[1] + datagrams
-        pending.entered, pending.submission.sent = entered, entered[1]
+        pending.entered, pending.submission.sent = entered, pending.sent_before + entered[1]
         # Two by two: four at once would be a tuple, for which there may be no memory.
         self.calls, self.trains = calls, trains
         self.datagrams, self.nbytes = sent, nbytes
@@ -188,24 +194,20 @@ class Flush:
         begin = offset
         error = OSError(number, os.strerror(number))
         last = pending.last_failure
-        kept = len(self.failures)
-        if (
-            offset
-            and last is not None
-            and last.error.errno == number
-            and kept
-            and self.failures[-1] is last
-        ):
+        told = first_told = self._told_to(pending, index)
+        kept = len(told)
+        if offset and last and last.error.errno == number and told and told[-1] is last:
             # One more datagram of a train that goes one by one: one failure for them together.
             kept -= 1
             begin -= last.train.nbytes
-        failures: list[SendFailure] = []
+        replaced = told[kept:]
+        failures: list[tuple[list[SendFailure], SendFailure]] = []
         datagrams = 0
         while (index, offset) < end:
             whole = pending.train(index)
             stop = end[1] if index == end[0] else whole.nbytes
             train = make_train(whole.data[begin:stop], whole.segment_size, whole.address, whole.ecn)
-            failures.append(SendFailure(train, error))
+            failures.append((self._told_to(pending, index), SendFailure(train, error)))
             datagrams += datagram_count(stop - offset, whole.segment_size)
             index, offset, begin = index + 1, 0, 0
         # All that needs memory comes before anything is entered, so that the account holds: room
@@ -214,18 +216,36 @@ class Flush:
         failed = self.failed.setdefault(number, 0) + datagrams
         failed_of_batch = of_batch.setdefault(number, 0) + datagrams
         left = self._queue.datagrams - datagrams
-        replaced = self.failures[kept:]
-        self.failures[kept:] = failures
+        entered = 0
         try:
+            del told[kept:]
+            for told, failure in failures:
+                told.append(failure)
+                entered += 1
             pending.outgoing.skip(*end)
         except BaseException:
-            self.failures[kept:] = replaced
+            while entered:
+                entered -= 1
+                failures[entered][0].pop()
+            first_told += replaced
             raise
-        pending.last_failure = failures[-1]
+        pending.last_failure = failures[-1][1]
         self.failed[number], of_batch[number] = failed, failed_of_batch
         self._queue.datagrams = left  # not by a call, for which there may be no memory either
+        while len(self.unclaimed) > _MOST_UNCLAIMED:
+            self.unclaimed.pop(0)
         if not pending.outgoing.more:
             self._queue.drop_first()
+
+    def _told_to(self, pending: PendingSend, index: int) -> list[SendFailure]:
+        """Where the refusal of a train is entered, for whoever reports it."""
+        owner = pending.submission_of(index)
+        return owner.failures if owner is not None and owner.owned else self.unclaimed
+
+    def disown(self, submission: Submission) -> None:
+        """Nobody waits for these any more: what is refused of them is told with the unclaimed."""
+        submission.owned = False
+        self.unclaimed += submission.failures
 
 
 def _first_datagram(pending: PendingSend) -> tuple[Address | None, int]:

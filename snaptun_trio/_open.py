@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from ._coalesce import MAX_SEGMENTS
 from ._groups import raise_single
 from ._kernel._sockets import check_socket, close_socket, open_socket
 from ._pump import DEFAULT_CAPACITY, BatchPump
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
     import socket as stdlib_socket
     from collections.abc import AsyncIterator
 
+    from ._handling import Handler, OnError
     from ._pool import PacketBufPool
-    from ._pump import Handler
     from ._train import Address
 
 
@@ -35,11 +36,13 @@ async def open_batch_pump(  # noqa: ASYNC911
     socket: trio.socket.SocketType | stdlib_socket.socket | Address,
     *,
     handler: Handler | None = None,
+    on_error: OnError | None = None,
     capacity: int = DEFAULT_CAPACITY,
     pool: PacketBufPool | None = None,
     batch_size: int = 256,
     gro: bool = True,
     gso: bool = True,
+    max_segments: int = MAX_SEGMENTS,
     ecn: bool = False,
     packet_info: bool = False,
     timestamps: bool = False,
@@ -57,11 +60,11 @@ async def open_batch_pump(  # noqa: ASYNC911
       socket: a bound UDP socket, which is closed at the end; or a numeric local address to bind one
         to, with port 0 for any. ``"::"`` takes IPv4 as well. A socket that is opened here asks for
         send and receive buffers of 4 MiB; the kernel may grant less, see the statistics.
-      handler: as for `BatchPump`.
+      handler, on_error: as for `BatchPump`.
       capacity: as for `BatchPump`.
       pool: as for `UdpBatchReceiver`, and so are ``batch_size``, ``gro``, ``ecn``, ``packet_info``
         and ``timestamps``.
-      gso: as for `UdpBatchSender`.
+      gso, max_segments: as for `UdpBatchSender`.
 
     Raises:
       OSError: the address cannot be bound.
@@ -82,8 +85,11 @@ async def open_batch_pump(  # noqa: ASYNC911
             packet_info=packet_info,
             timestamps=timestamps,
         )
-        with receiver, UdpBatchSender(sock, batch_size=_QUEUE, gso=gso) as sender:
-            pump = BatchPump(receiver, sender, handler=handler, capacity=capacity)
+        sender = UdpBatchSender(sock, batch_size=_QUEUE, gso=gso, max_segments=max_segments)
+        with receiver, sender:
+            pump = BatchPump(
+                receiver, sender, handler=handler, on_error=on_error, capacity=capacity
+            )
             try:
                 async with trio.open_nursery() as nursery:
                     await nursery.start(pump.run)

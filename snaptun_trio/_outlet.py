@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 from abc import ABC, abstractmethod
@@ -18,15 +19,16 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from ._errors import SendBatchError
+from ._batch import PacketBatch
+from ._errors import SendBatchError, SendFailure
 from ._send_queue import Submission
 from ._sender import UdpBatchSender
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
-    from ._batch import PacketBatch
-    from ._errors import SendFailure
+    from ._send_queue import PendingSend
+    from ._train import PacketTrain
 
 logger = logging.getLogger("snaptun_trio")
 
@@ -72,24 +74,24 @@ class Outlet(ABC):
         """Datagrams that are being sent."""
         return sum(_waiting(batch, submission) for batch, submission in self.under_way)
 
-    async def send(self, batch: PacketBatch) -> None:
-        """Send a batch, and all that is still under way, waiting as often as need be.
+    async def send(self, batches: Sequence[PacketBatch]) -> None:
+        """Send batches, and all that is still under way, waiting as often as need be.
 
         Raises:
-          Exception: the channel's, but for datagrams that it refused. The batch is given up then.
+          Exception: the channel's, but for datagrams that it refused. They are given up then.
         """
-        submission = Submission()
-        self.under_way.append((batch, submission))
+        given = [(batch, Submission()) for batch in batches]
+        self.under_way += given
         try:
-            await self._send(batch, submission)
+            await self._send(given)
         except BaseException:
             self.give_up()
             raise
         self._settle()
 
     @abstractmethod
-    async def _send(self, batch: PacketBatch, submission: Submission) -> None:
-        """Send a batch, and enter into ``submission`` what becomes of it."""
+    async def _send(self, given: list[tuple[PacketBatch, Submission]]) -> None:
+        """Send batches, and enter into their submissions what becomes of them."""
 
     def send_at_once(self, batch: PacketBatch) -> bool:
         """Send a batch without waiting, if that can be done. Returns whether it was taken.
@@ -145,8 +147,12 @@ class ChannelOutlet(Outlet):
         super().__init__()
         self._channel = channel
 
-    async def _send(self, batch: PacketBatch, submission: Submission) -> None:  # noqa: ASYNC910
+    async def _send(self, given: list[tuple[PacketBatch, Submission]]) -> None:  # noqa: ASYNC910
         # What refuses some datagrams has been a checkpoint, as every `SendChannel.send` is.
+        for batch, submission in given:
+            await self._send_one(batch, submission)
+
+    async def _send_one(self, batch: PacketBatch, submission: Submission) -> None:  # noqa: ASYNC910
         try:
             await self._channel.send(batch)
         except SendBatchError as error:
@@ -165,15 +171,14 @@ class SenderOutlet(Outlet):
         super().__init__()
         self._sender = sender
 
-    async def _send(self, batch: PacketBatch, submission: Submission) -> None:
-        await self._sender._wait_until_free()  # the program may be flushing what it queued
-        await self._sender._send(batch, submission)
+    async def _send(self, given: list[tuple[PacketBatch, Submission]]) -> None:
+        await self._sender._send([(self._accept(*one), one[1]) for one in given])
 
     def send_at_once(self, batch: PacketBatch) -> bool:
         submission = Submission()
         try:
-            self._sender._send_nowait(batch, submission)
-        except (trio.WouldBlock, trio.BusyResourceError):
+            self._sender._send_nowait(self._accept(batch, submission), submission)
+        except trio.WouldBlock:
             return False
         except BaseException:
             self.under_way.append((batch, submission))
@@ -183,7 +188,7 @@ class SenderOutlet(Outlet):
             self._sent += submission.sent
             self.batches_sent += 1
             # Of what the handler queued in the sender, maybe: nobody else may ever ask for them.
-            failures = self._sender._take_failures()
+            failures = self._sender._take_unclaimed()
             if failures:
                 self._log(failures)
             return True
@@ -192,16 +197,36 @@ class SenderOutlet(Outlet):
             self._settle()
         return True
 
+    def _accept(self, batch: PacketBatch, submission: Submission) -> PendingSend:
+        try:
+            return self._sender._accept(batch)
+        except (TypeError, ValueError):
+            # One bad address fails what is for it, and neither the pump nor the rest.
+            good: list[PacketTrain] = []
+            for train in batch.trains:
+                try:
+                    self._sender._accept(PacketBatch((train,)))
+                    good.append(train)
+                except (TypeError, ValueError) as error:
+                    failure = SendFailure(train, OSError(errno.EINVAL, str(error)))
+                    submission.failures.append(failure)
+                    submission.submitted += len(train)
+            if submission.failures:
+                submission.failed[errno.EINVAL] = submission.submitted
+            return self._sender._accept(PacketBatch(good))
+
     def give_up(self) -> None:
         for _, submission in self.under_way:
             self._sender._withdraw(submission)
         super().give_up()
 
     def _settle(self) -> None:
-        super()._settle()
         # Each is in the account already; those of packets that the program queued in the sender
         # itself are in the sender's.
-        self._log(self._sender._take_failures())
+        for _, submission in self.under_way:
+            self._log(submission.failures)
+        super()._settle()
+        self._log(self._sender._take_unclaimed())
 
 
 def outlet_of(channel: trio.abc.SendChannel[PacketBatch]) -> Outlet:

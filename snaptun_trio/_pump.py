@@ -1,9 +1,9 @@
 # BatchPump: two tasks and bounded channels between a receiver and a sender.
 #
 # Anything that gives or takes batches can stand at its ends; what a pump can do more with ends of
-# ours is in `_outlet`, and in the receiver's `_receive_more`. Backpressure is the channel's bound:
-# a full one stops the receiving task, then the kernel's buffer fills, then the kernel drops,
-# visibly. What owns a socket is in `_open`.
+# ours is in `_outlet`, and in the receiver's `_receive_more`. What became of every datagram is in
+# `_pump_account`. Backpressure is the channel's bound: a full one stops the receiving task, then
+# the kernel's buffer fills, then the kernel drops, visibly. What owns a socket is in `_open`.
 
 from __future__ import annotations
 
@@ -19,23 +19,22 @@ from ._batch import PacketBatch
 from ._brief import brief
 from ._closing import Closing
 from ._groups import raise_single
+from ._handling import Handling
 from ._incoming import IncomingChannel
 from ._outlet import outlet_of
-from ._plain import check_plain, check_result
+from ._pump_account import PumpAccount
 from ._receiver import UdpBatchReceiver
 from ._sender import UdpBatchSender
 from ._statistics import PumpStatistics
 from ._train import check_int
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from typing_extensions import TypeVar  # for the defaults: PEP 696, in typing from 3.13 on
 
+    from ._handling import Handler, OnError
     from ._statistics import ReceiverStatistics, SenderStatistics
     from ._train import Address
 
-    Handler = Callable[[PacketBatch[Address]], PacketBatch | None]
     Receiving = trio.abc.ReceiveChannel[PacketBatch]
     Sending = trio.abc.SendChannel[PacketBatch]
     ReceiverT = TypeVar("ReceiverT", bound=Receiving, default=UdpBatchReceiver, covariant=True)
@@ -48,6 +47,9 @@ DEFAULT_CAPACITY = 2
 
 # How long one task may receive and send before it lets the others run, in seconds.
 _TURN = 0.0003
+
+# How many datagrams of small batches the sending task sends in one go.
+_TOGETHER = 512
 
 _NOTHING = PacketBatch(())
 
@@ -66,7 +68,10 @@ class BatchPump(Closing, Generic[ReceiverT, SenderT]):
     **The account**: datagrams received + added = sent + failed + discarded + waiting + taken, in
     `statistics`, at any time. Datagrams that the sending channel refuses for good
     (`SendBatchError`) do not end a pump: they are counted as failed, and logged to the logger
-    ``snaptun_trio``, at most once a minute for each errno.
+    ``snaptun_trio``, at most once a minute for each errno. So are those for an address that is none
+    for the sender's socket, with EINVAL.
+
+    **Many tasks** may put batches into `outgoing`: all that waits there leaves in one go.
 
     A pump runs once, in a nursery of the caller's: ``await nursery.start(pump.run)``.
 
@@ -74,13 +79,16 @@ class BatchPump(Closing, Generic[ReceiverT, SenderT]):
       receiver: where batches come from. The pump borrows it and does not close it.
       sender: where batches go to, borrowed as well.
       handler: a plain function that is called with each batch. It returns the batch to send, often
-        ``batch.to(address)``, or `None` for nothing. An exception of its ends the pump, and so does
-        anything else that it returns, with a `TypeError`.
+        ``batch.to(address)``, or `None` for nothing. Anything else is a `TypeError`. An exception
+        ends the pump, unless there is ``on_error``.
+      on_error: a plain function that is called with the exception and the batch when a handler
+        raises; the batch counts as discarded then, and the pump goes on. What it raises itself ends
+        the pump.
       capacity: how many batches a channel holds, 1 or more.
 
     Raises:
       TypeError: an argument has the wrong type.
-      ValueError: ``capacity`` is less than 1.
+      ValueError: ``capacity`` is less than 1, or there is ``on_error`` and no handler.
     """
 
     def __init__(
@@ -89,22 +97,24 @@ class BatchPump(Closing, Generic[ReceiverT, SenderT]):
         sender: SenderT,
         *,
         handler: Handler | None = None,
+        on_error: OnError | None = None,
         capacity: int = DEFAULT_CAPACITY,
     ) -> None:
         if not isinstance(receiver, trio.abc.ReceiveChannel):
             raise TypeError(f"receiver is a ReceiveChannel of batches, not {brief(receiver, 80)}")
         if not isinstance(sender, trio.abc.SendChannel):
             raise TypeError(f"sender is a SendChannel of batches, not {brief(sender, 80)}")
-        if handler is not None:
-            check_plain("handler", handler)
         check_int("capacity", capacity, 1, 2**31)
         self._receiver = receiver
         self._sender = sender
-        self._handler = handler
+        if handler is None and on_error is not None:
+            raise ValueError("on_error is asked when a handler raises, and there is no handler")
+        self._account = account = PumpAccount()
+        self._handler = None if handler is None else Handling(handler, on_error, account)
         # The receiving task puts into ``_first``, the sending task takes from ``_last``.
         self._first, last = trio.open_memory_channel[PacketBatch[Any]](capacity)
         self._outgoing = self._first
-        self._incoming = IncomingChannel(last, self._taken_by_program, self._discard_waiting)
+        self._incoming = IncomingChannel(last, account.taken, account.discarded)
         if handler is None:
             self._outgoing, last = trio.open_memory_channel[PacketBatch](capacity)
         self._last = last
@@ -113,12 +123,9 @@ class BatchPump(Closing, Generic[ReceiverT, SenderT]):
         self._idle = trio.CancelScope()  # the sending task's wait for something to do
         self._sender_idle = False  # whether it waits, and nothing is on its way to it
         self._started = self._draining = False
+        self._slips: list[object] = []  # what was put into `outgoing` and is no batch
         self._ended = trio.Event()
         self._outlet = outlet_of(sender)
-        self._batches_received = self._datagrams_received = 0
-        self._datagrams_added = self._datagrams_taken = 0
-        self._batches_discarded = self._datagrams_discarded = 0
-        self._waiting = 0  # datagrams on their way from the receiving task to whoever is next
 
     @property
     def receiver(self) -> ReceiverT:
@@ -129,6 +136,19 @@ class BatchPump(Closing, Generic[ReceiverT, SenderT]):
     def sender(self) -> SenderT:
         """Where batches go to."""
         return self._sender
+
+    @property
+    def local_address(self) -> Address:
+        """Where this pump can be reached: the address that its socket is bound to.
+
+        Raises:
+          RuntimeError: it has no socket at either end.
+          trio.ClosedResourceError: the socket is closed.
+        """
+        for end in (self._receiver, self._sender):
+            if isinstance(end, UdpBatchReceiver | UdpBatchSender):
+                return end.local_address
+        raise RuntimeError("this pump has a UDP socket at neither end")
 
     @property
     def incoming(self) -> IncomingChannel:
@@ -206,40 +226,16 @@ class BatchPump(Closing, Generic[ReceiverT, SenderT]):
                 except (trio.EndOfChannel, trio.ClosedResourceError):
                     return  # noqa: ASYNC910
                 if self._handler is None:
-                    self._batches_received += 1
-                    self._datagrams_received += len(batches[0])
+                    self._account.received(batches[0])
                 else:
                     self._forward_at_once(self._handler, batches)
                 if batches and not await self._pass_on(batches.pop()):
                     return  # the application closed `incoming`  # noqa: ASYNC910
 
-    def _handled(self, handler: Handler, batch: PacketBatch[Any]) -> PacketBatch | None:
-        """Count a batch, and let the handler say what becomes of it; `None` for nothing."""
-        received, answered = len(batch), 0
-        self._batches_received += 1
-        self._datagrams_received += received
-        self._waiting += received  # for the handler, which may look at the statistics
-        try:
-            answer: object = handler(batch)
-            if isinstance(answer, PacketBatch):
-                answered = len(answer)
-            elif answer is not None:
-                check_result("handler", answer)
-                raise TypeError(f"a handler returns a PacketBatch or None, not {brief(answer, 80)}")
-        finally:
-            self._waiting -= received
-            if not answered:
-                self._batches_discarded += 1
-            if answered > received:
-                self._datagrams_added += answered - received
-            else:
-                self._datagrams_discarded += received - answered
-        return answer if answered and isinstance(answer, PacketBatch) else None
-
     async def _pass_on(self, batch: PacketBatch) -> bool:
         """Put a batch into the channel. Returns whether anybody still takes from it."""
         self._sender_idle = False  # or a later batch would overtake this one
-        self._waiting += len(batch)
+        self._account.waiting += len(batch)
         try:
             # `receive` was a checkpoint; another one for each batch would cost as much as the
             # system call.
@@ -248,16 +244,16 @@ class BatchPump(Closing, Generic[ReceiverT, SenderT]):
             try:
                 await self._first.send(batch)
             except BaseException as error:
-                self._discard_waiting(batch)
+                self._account.discarded(batch)
                 if isinstance(error, trio.BrokenResourceError):
                     return False  # noqa: ASYNC910
                 raise
         except trio.BrokenResourceError:
-            self._discard_waiting(batch)
+            self._account.discarded(batch)
             return False  # noqa: ASYNC910
         return True  # noqa: ASYNC910
 
-    def _forward_at_once(self, handler: Handler, batches: list[PacketBatch[Any]]) -> None:
+    def _forward_at_once(self, handle: Handling, batches: list[PacketBatch[Any]]) -> None:
         """Send without the other task, and receive and send more while it is our turn.
 
         While the sending task is idle, a batch need not go through the channel. That direct path
@@ -267,7 +263,7 @@ class BatchPump(Closing, Generic[ReceiverT, SenderT]):
         """
         turn_ends = time.perf_counter() + _TURN
         while True:
-            answer = self._handled(handler, batches.pop())
+            answer = handle(batches.pop())
             if answer is not None:
                 if not self._sender_idle or not self._outlet.send_at_once(answer):
                     batches.append(answer)
@@ -304,29 +300,29 @@ class BatchPump(Closing, Generic[ReceiverT, SenderT]):
                 self._sender_idle = False
                 if self._idle.cancelled_caught:
                     continue
-            if self._handler is None:
-                if not isinstance(batch, PacketBatch):
-                    raise TypeError(f"outgoing takes PacketBatches, not {brief(batch, 80)}")
-                self._datagrams_added += len(batch)
-            else:
-                self._waiting -= len(batch)
-            await self._outlet.send(batch)
+            batches = self._together(batch)
+            if batches:
+                await self._outlet.send(batches)
+            if self._slips:
+                raise TypeError(f"outgoing takes PacketBatches, not {brief(self._slips[0], 80)}")
 
-    # -- the account
-
-    def _taken_by_program(self, batch: PacketBatch) -> None:
-        self._waiting -= len(batch)
-        self._datagrams_taken += len(batch)
-
-    def _discard(self, batch: PacketBatch) -> None:
-        self._batches_discarded += 1
-        self._datagrams_discarded += len(batch)
-
-    def _discard_waiting(self, batch: PacketBatch) -> None:
-        """Discard a batch that was on its way from the receiving task."""
-        self._waiting -= len(batch)
-        if batch:
-            self._discard(batch)
+    def _together(self, batch: PacketBatch) -> list[PacketBatch]:
+        """This batch, and what else waits to be sent, as far as they are small."""
+        batches: list[PacketBatch] = []
+        datagrams = 0
+        with contextlib.suppress(trio.WouldBlock, trio.EndOfChannel):
+            while isinstance(batch, PacketBatch):
+                if self._handler is None:
+                    self._account.datagrams_added += len(batch)
+                else:
+                    self._account.waiting -= len(batch)
+                batches.append(batch)
+                datagrams += len(batch)
+                if datagrams >= _TOGETHER:
+                    return batches
+                batch = self._last.receive_nowait()
+            self._slips.append(batch)
+        return batches
 
     async def drain(self) -> None:
         """Stop receiving, send what was put into `outgoing` already, and wait until `run` is over.
@@ -358,10 +354,9 @@ class BatchPump(Closing, Generic[ReceiverT, SenderT]):
             while True:
                 batch = self._last.receive_nowait()
                 if self._handler is not None:
-                    self._discard_waiting(batch)
+                    self._account.discarded(batch)
                 elif isinstance(batch, PacketBatch):  # or nobody was told yet that it is none
-                    self._datagrams_added += len(batch)
-                    self._discard(batch)
+                    self._account.added_and_discarded(batch)
         for end in (self._first, self._outgoing, self._last):
             end.close()
         self._ended.set()
@@ -381,18 +376,19 @@ class BatchPump(Closing, Generic[ReceiverT, SenderT]):
     def statistics(self) -> PumpStatistics[Any, Any]:
         """A snapshot of what the pump has moved, and of its two ends where they keep count."""
         receiver, sender, outlet = self._receiver, self._sender, self._outlet
+        account = self._account
         return PumpStatistics(
-            batches_received=self._batches_received,
-            datagrams_received=self._datagrams_received,
-            datagrams_taken=self._datagrams_taken,
-            datagrams_added=self._datagrams_added,
+            batches_received=account.batches_received,
+            datagrams_received=account.datagrams_received,
+            datagrams_taken=account.datagrams_taken,
+            datagrams_added=account.datagrams_added,
             batches_sent=outlet.batches_sent,
             datagrams_sent=outlet.sent,
-            batches_discarded=self._batches_discarded + outlet.batches_discarded,
-            datagrams_discarded=self._datagrams_discarded + outlet.discarded,
+            batches_discarded=account.batches_discarded + outlet.batches_discarded,
+            datagrams_discarded=account.datagrams_discarded + outlet.discarded,
             datagrams_failed=outlet.failed.total(),
             failures=MappingProxyType(dict(outlet.failed)),
-            datagrams_waiting=self._waiting + outlet.waiting,
+            datagrams_waiting=account.waiting + outlet.waiting,
             batches_incoming=self._first.statistics().current_buffer_used,
             batches_outgoing=self._outgoing.statistics().current_buffer_used,
             receiver=receiver.statistics() if isinstance(receiver, UdpBatchReceiver) else None,

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
-    from ._batch import Messages, ReceiveLosses
+    from ._batch import Messages
+    from ._losses import ReceiveLosses
 
 # How many bytes a call is offered, more or less. Two things pull at it: the price of a batch, and
 # that what it brings should still be in the processor's cache when it is looked at or sent on.
@@ -141,6 +142,15 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch[Address]]):
     def socket(self) -> trio.socket.SocketType | stdlib_socket.socket:
         """The socket that was lent."""
         return self._io.sock
+
+    @property
+    def local_address(self) -> Address:
+        """The address that the socket is bound to.
+
+        Raises:
+          trio.ClosedResourceError: the socket is closed.
+        """
+        return self._io.local_address()
 
     @property
     def batch_size(self) -> int:

@@ -1,28 +1,30 @@
 # UdpBatchSender: what a program sends with. The queue's door, and the waiting.
 #
-# What waits is in `_send_queue`, what a refusal of the kernel means in `_flush`, how a batch turns
-# into system calls in `_kernel`. This file checks what comes in before any of it is queued, waits
-# for the socket, and reports. It must not know the receiver.
+# What waits is in `_send_queue`, what a refusal of the kernel means in `_flush`, who sends where
+# several tasks want to in `_shared_flush`, how a batch turns into system calls in `_kernel`. This
+# file checks what comes in before any of it is queued, and reports. It must not know the receiver.
 
 from __future__ import annotations
 
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, final
 
 import trio
 
-from ._batch import PER_TRAIN_ADDRESS, PacketBatch, TrainMessages, messages_of
+from ._batch import PacketBatch, messages_of
 from ._brief import brief
 from ._closing import Closing
-from ._coalesce import MAX_PAYLOAD_IPV4, MAX_PAYLOAD_IPV6
+from ._coalesce import MAX_PAYLOAD_IPV4, MAX_PAYLOAD_IPV6, MAX_SEGMENTS
 from ._errors import PacketTooLargeError, QueueFullError, SendBatchError
 from ._flush import Flush, FlushStatus
 from ._kernel import socket_io
 from ._kernel._abi import MAX_BATCH_SIZE
 from ._kernel._sockets import switched_off
 from ._send_queue import SendQueue, Submission
+from ._shared_flush import SharedFlush
 from ._statistics import SenderStatistics
-from ._train import PacketTrain, check_int, flat_view
+from ._train import PacketTrain, check_int, check_way, flat_view, make_train
 from ._waiter import ReadinessWaiter
 
 if TYPE_CHECKING:
@@ -31,6 +33,10 @@ if TYPE_CHECKING:
     from ._errors import SendFailure
     from ._send_queue import PendingSend
     from ._train import Address, Packet
+
+# From so many datagrams on, what is queued is sent before the other tasks have their turn, and not
+# after: they could add little to it, and it is still in the processor's cache.
+_MANY = 16
 
 
 @final
@@ -42,18 +48,25 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
     datagram that is larger than the interface's MTU is refused with EMSGSIZE, and none is ever
     fragmented.
 
+    Any number of tasks may send with one sender at once, and each learns of its own refusals only.
+    What they submit before the scheduler comes round leaves together: each call is a checkpoint,
+    and whoever runs first after it sends everything that is queued; the others find theirs sent.
+
     The order of the datagrams to one address is kept. Between addresses it may change: packets for
     one are gathered into trains even when packets for others stood between them.
 
     Args:
       socket: a bound or connected UDP socket of IPv4 or IPv6, a `trio.socket.SocketType` or a
         non-blocking `socket.socket`.
-      batch_size: the datagrams that the queue holds, 1 to `MAX_BATCH_SIZE`.
+      batch_size: the datagrams that the queue holds, 1 to `MAX_BATCH_SIZE`. A `send` adds its
+        whole batch while there is room for one datagram.
       max_packet_size: the largest datagram that is accepted, in bytes, 1 to 65 527. No IPv4
         datagram holds more than the default.
       gso: let the kernel cut trains into datagrams (UDP_SEGMENT). It is switched off by itself
         where the kernel shows that it cannot. ``SNAPTUN_TRIO_GSO=0`` in the environment switches it
         off as well, for a kernel that corrupts trains.
+      max_segments: the most datagrams that leave as one train, 1 to 64. A train leaves the machine
+        as one burst; where the path drops the end of such, fewer help, at more CPU for each.
 
     Raises:
       TypeError: an argument has the wrong type.
@@ -67,22 +80,35 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
         batch_size: int = 64,
         max_packet_size: int = MAX_PAYLOAD_IPV4,
         gso: bool = True,
+        max_segments: int = MAX_SEGMENTS,
     ) -> None:
         self._io = socket_io(socket)
         check_int("batch_size", batch_size, 1, MAX_BATCH_SIZE)
         self._batch_size = batch_size
         check_int("max_packet_size", max_packet_size, 1, MAX_PAYLOAD_IPV6)
         self._max_packet_size = max_packet_size
+        check_int("max_segments", max_segments, 1, MAX_SEGMENTS)
+        self._io.max_segments = max_segments
         self._io.prepare_for_sending(gso=gso and not switched_off("GSO"))
         self._waiter = ReadinessWaiter(self._io, reading=False)
         self._queue = SendQueue(self._io)
         self._flush = Flush(self._io, self._queue, self._waiter)
+        self._shared = SharedFlush(self._queue, self._flush, self._waiter, batch_size)
         self._discarded = 0
 
     @property
     def socket(self) -> trio.socket.SocketType | stdlib_socket.socket:
         """The socket that was lent."""
         return self._io.sock
+
+    @property
+    def local_address(self) -> Address:
+        """The address that the socket is bound to.
+
+        Raises:
+          trio.ClosedResourceError: the socket is closed.
+        """
+        return self._io.local_address()
 
     @property
     def batch_size(self) -> int:
@@ -98,6 +124,11 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
     def gso(self) -> bool:
         """Whether the kernel cuts the trains."""
         return self._io.gso
+
+    @property
+    def max_segments(self) -> int:
+        """The most datagrams that leave as one train."""
+        return self._io.max_segments
 
     @property
     def is_empty(self) -> bool:
@@ -125,10 +156,7 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
           TypeError, ValueError: not a packet, or not an address that this socket can send to.
         """
         self._check_open()
-        payload = packet if isinstance(packet, bytes) else flat_view(packet).toreadonly()
-        length = len(payload)
-        if length > self._max_packet_size:
-            raise PacketTooLargeError(packet, address, length, self._max_packet_size)
+        payload = self._payload(packet, address)
         if self._queue.datagrams >= self._batch_size:
             raise QueueFullError(packet, address, self._batch_size)
         self._queue.put(payload, address, 1)
@@ -153,12 +181,60 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
         datagrams = len(train)
         if self._queue.datagrams and self._queue.datagrams + datagrams > self._batch_size:
             raise QueueFullError(train.data, train.address, self._batch_size)
-        if train.local_address is not None:
-            # What cannot be said to the kernel must not get into the queue: it would stay there.
-            self._queue.prepare(TrainMessages.of_trains((train,)), PER_TRAIN_ADDRESS)
+        self._queue.check_source(train)
         self._queue.put(train, train.address, datagrams)
 
     # -- sending
+
+    @trio.lowlevel.enable_ki_protection
+    async def send_packet(
+        self,
+        packet: Packet,
+        address: Address | None,
+        *,
+        ecn: int | None = None,
+        local_address: str | None = None,
+    ) -> None:
+        """Send one packet, together with what other tasks send meanwhile. Copies nothing.
+
+        Waits while the queue is full, and then until the packet is sent, whoever sends it.
+
+        If cancelled while the queue is full, nothing was accepted. If cancelled later, which only
+        happens while the socket is full, the packet stays queued, and goes with the next that is
+        sent; should it be refused then, the next `flush` reports that.
+
+        Args:
+          packet: any bytes-like object. If it can change, it must not before this returns.
+          address: a numeric address, or `None` for the connected peer.
+          ecn: the two ECN bits, 0 to 3; `None` is the socket's own setting.
+          local_address: the numeric host to send from; `None` leaves it to the kernel.
+
+        Raises:
+          OSError: the kernel refused this packet.
+          PacketTooLargeError: the packet is over ``max_packet_size``.
+          trio.ClosedResourceError: the sender or the socket is closed, before or during it.
+          TypeError, ValueError: not a packet, or not an address that this socket can send to.
+        """
+        self._check_open()
+        payload = self._payload(packet, address)
+        self._queue.check(address)
+        item: bytes | memoryview | PacketTrain = payload
+        if ecn is not None or local_address is not None:
+            marks = check_way(ecn, local_address, None)
+            item = make_train(payload, len(payload), address, marks, local_address)
+            self._queue.check_source(item)
+        submission = Submission()
+        await trio.lowlevel.checkpoint_if_cancelled()
+        number = await self._shared.enter(partial(self._queue.put, item, address, 1, submission))
+        try:
+            await self._until_over(number)
+        except BaseException:
+            self._flush.disown(submission)
+            raise
+        if submission.failures:
+            error = submission.failures[0].error
+            # Another one: the same refusal may be another task's as well.
+            raise OSError(error.errno, error.strerror)
 
     @trio.lowlevel.enable_ki_protection
     def try_flush_best_effort(self) -> None:
@@ -172,8 +248,8 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
           OSError: the kernel reported an error of the socket as a whole.
         """
         self._waiter.check_open()
-        status = self._flush.all_now()
-        self._raise_failures()
+        status = self._shared.now()
+        self._raise_unclaimed()
         if status is not FlushStatus.DONE:
             raise trio.WouldBlock
 
@@ -181,52 +257,56 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
     async def flush(self) -> None:
         """Send everything that is queued, waiting for the socket as often as need be.
 
-        If cancelled, exactly what was not sent yet stays in the queue. Refusals that were met until
-        then are reported by the next flush or send that gets to its end.
+        It returns when all that was queued before is sent or refused, whoever sent it. If
+        cancelled, exactly what was not sent yet stays in the queue.
 
         Raises:
-          SendBatchError: some datagrams can never be sent. Everything else is sent.
-          trio.BusyResourceError: another task is flushing or sending.
+          SendBatchError: some datagrams can never be sent, of those that were queued without
+            waiting, or whose `send` or `send_packet` was cancelled. Everything else is sent.
           trio.ClosedResourceError: the sender or the socket is closed, before or during it.
           OSError: see `try_flush_best_effort`.
         """
-        with self._waiter:
-            await trio.lowlevel.checkpoint_if_cancelled()
-            self._waiter.check_open()
-            await self._send_all()
-        self._raise_failures()
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._waiter.check_open()
+        await self._until_over(self._queue.last_number)
+        self._raise_unclaimed()
 
     @trio.lowlevel.enable_ki_protection
     async def send(self, value: PacketBatch) -> None:
         """Send a batch of any length, after everything that is queued.
 
-        If cancelled while earlier datagrams are in the way, nothing of the batch was accepted. If
-        cancelled later, exactly what was not sent yet stays in the queue, for the next flush.
+        Waits while the queue is full, and then until all of the batch is sent or refused, whoever
+        sends it. If cancelled while the queue is full, nothing of the batch was accepted. If
+        cancelled later, exactly what was not sent yet stays in the queue, and goes with the next
+        that is sent.
 
         Args:
           value: the batch. Its trains are split where they are over the kernel's limits.
 
         Raises:
-          SendBatchError: some datagrams, of the queue or of the batch, can never be sent.
-            Everything else is sent.
-          trio.BusyResourceError: another task is flushing or sending.
+          SendBatchError: some datagrams of the batch can never be sent. Everything else is sent.
           trio.ClosedResourceError: the sender or the socket is closed, before or during it.
           TypeError, ValueError: not a batch, or an address is none that this socket can send to.
           OSError: see `try_flush_best_effort`.
         """
-        await self._send(value, Submission())
-        self._raise_failures()
+        pending, submission = self._accept(value), Submission()
+        await self._send([(pending, submission)])
+        if submission.failures:
+            raise SendBatchError(submission.failures)
 
-    async def _send(self, value: PacketBatch, submission: Submission) -> None:
-        """`send`, for the pump: what became of the batch is in ``submission``, nothing is raised of
-        it."""
-        pending = self._accept(value)
-        with self._waiter:
-            await trio.lowlevel.checkpoint_if_cancelled()
-            if self._queue.datagrams:
-                await self._go_on(self._flush.turn())
-            self._queue.add(pending, submission)
-            await self._send_all()
+    async def _send(self, accepted: list[tuple[PendingSend, Submission]]) -> None:
+        """For the pump, too: what becomes of the batches is in their submissions, nothing is raised
+        of it."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        number = 0
+        for pending, submission in accepted:
+            number = await self._shared.enter(partial(self._queue.add, pending, submission))
+        try:
+            await self._until_over(number)
+        except BaseException:
+            for _, submission in accepted:
+                self._flush.disown(submission)
+            raise
 
     @trio.lowlevel.enable_ki_protection
     def send_nowait(self, value: PacketBatch) -> None:
@@ -237,20 +317,19 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
         Raises:
           trio.WouldBlock: the socket takes nothing now. Nothing of the batch was accepted.
           SendBatchError: some datagrams can never be sent. The batch was accepted.
-          trio.BusyResourceError: another task is flushing or sending.
           trio.ClosedResourceError, TypeError, ValueError, OSError: see `send`.
         """
-        self._send_nowait(value, Submission())
-        self._raise_failures()
+        pending, submission = self._accept(value), Submission()
+        self._send_nowait(pending, submission)
+        self._flush.disown(submission)
+        self._raise_unclaimed()
 
-    def _send_nowait(self, value: PacketBatch, submission: Submission) -> None:
+    def _send_nowait(self, pending: PendingSend, submission: Submission) -> None:
         """`send_nowait`, for the pump; see `_send`."""
-        pending = self._accept(value)
-        self._waiter.check_free()
-        if self._queue.datagrams and self._flush.all_now() is not FlushStatus.DONE:
+        if self._queue.datagrams and self._shared.now() is not FlushStatus.DONE:
             raise trio.WouldBlock
         self._queue.add(pending, submission)
-        status = self._flush.all_now()
+        status = self._shared.now()
         if status is FlushStatus.BLOCKED and pending.place == (0, 0):
             self._queue.take_back(pending)
             # It is not told twice, and nobody else will ever know of it.
@@ -278,11 +357,13 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
     def close(self) -> None:
         """Stop sending, now and for good. The socket stays open.
 
-        What is queued is discarded, and counted. A task that waits in `flush` or `send` gets
+        What is queued is discarded, and counted. The tasks that wait for something of it get
         `trio.ClosedResourceError`. Closing again does nothing.
         """
-        self._waiter.close()
-        self._discarded += self._queue.clear()
+        if not self._waiter.closed:
+            self._waiter.close()
+            self._discarded += self._queue.clear()
+            self._shared.closed()
 
     # -- how
 
@@ -296,44 +377,34 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
         self._waiter.check_open()
         return self._queue.prepare(*messages_of(batch))
 
-    async def _send_all(self) -> None:
-        """Send until nothing is left. A checkpoint, always."""
-        status = self._flush.turn()
-        if status is FlushStatus.DONE:
-            await trio.lowlevel.cancel_shielded_checkpoint()
-            if not self._queue.datagrams:
-                return
-            # Who queued something meanwhile and wanted to send it was turned away, because this
-            # task is sending. Nobody else would send it.
-            status = self._flush.turn()
-        await self._go_on(status)
+    def _payload(self, packet: Packet, address: Address | None) -> bytes | memoryview:
+        payload = packet if isinstance(packet, bytes) else flat_view(packet).toreadonly()
+        if len(payload) > self._max_packet_size:
+            raise PacketTooLargeError(packet, address, len(payload), self._max_packet_size)
+        return payload
 
-    async def _go_on(self, status: FlushStatus) -> None:  # noqa: ASYNC910
-        """Send until nothing is left, and return before anybody can add to it."""
-        while status is not FlushStatus.DONE:
-            if status is FlushStatus.BLOCKED:
-                await self._waiter.wait()
-            else:
-                await trio.lowlevel.checkpoint()
-                self._waiter.check_open()
-            status = self._flush.turn()
-
-    async def _wait_until_free(self) -> None:
-        """For the pump: let others send to the end who began before."""
-        await self._waiter.wait_until_free()
+    async def _until_over(self, number: int) -> None:
+        """Wait until everything up to a number is sent or refused. A checkpoint, always."""
+        if self._queue.datagrams >= _MANY:
+            self._shared.one_turn()
+        # Shielded: who is cancelled here has waited for nothing yet, and its packet goes.
+        await trio.lowlevel.cancel_shielded_checkpoint()
+        await self._shared.until_over(number)
+        if self._waiter.closed and number >= self._queue.cleared_from:
+            raise trio.ClosedResourceError("the sender is closed")
 
     def _withdraw(self, submission: Submission) -> None:
         """For the pump: discard what is left of a batch."""
         self._discarded += self._queue.withdraw(submission)
 
-    def _take_failures(self) -> list[SendFailure]:
-        """What was refused for good and not reported yet."""
-        failures, self._flush.failures = self._flush.failures, []
+    def _take_unclaimed(self) -> list[SendFailure]:
+        """What was refused for good, and nobody waits for."""
+        failures, self._flush.unclaimed = self._flush.unclaimed, []
         return failures
 
-    def _raise_failures(self) -> None:
-        if self._flush.failures:
+    def _raise_unclaimed(self) -> None:
+        if self._flush.unclaimed:
             # Made whole before they are taken: without memory for it, the next call tells of them.
-            error = SendBatchError(self._flush.failures)
-            self._take_failures()
+            error = SendBatchError(self._flush.unclaimed)
+            self._take_unclaimed()
             raise error

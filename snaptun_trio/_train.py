@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import enum
 import typing
 from functools import lru_cache
 from ipaddress import ip_address
@@ -15,6 +16,7 @@ import attrs
 from ._brief import brief
 from ._coalesce import (
     MAX_PAYLOAD_IPV6,
+    MAX_SEGMENTS,
     MAX_TRAIN_IPV4,
     MAX_TRAIN_IPV6,
     coalesce,
@@ -31,6 +33,24 @@ Packet: TypeAlias = bytes | bytearray | memoryview
 Address: TypeAlias = tuple[str, int] | tuple[str, int, int, int]
 """A numeric socket address, as trio gives it: ``(host, port)`` for IPv4, ``(host, port, flowinfo,
 scope_id)`` or ``(host, port)`` for IPv6. No name is ever resolved on the data path."""
+
+
+class ECN(enum.IntEnum):
+    """The two ECN bits of an IP header (RFC 3168, section 5), for `PacketTrain.ecn`.
+
+    >>> ECN(3)
+    <ECN.CE: 3>
+    """
+
+    NOT_ECT = 0
+    """The sender does not take part: a router that is congested drops its datagrams."""
+    ECT_1 = 1
+    """The sender takes part, and L4S reads this one as scalable congestion control (RFC 9331)."""
+    ECT_0 = 2
+    """The sender takes part: what any other congestion control says."""
+    CE = 3
+    """A router on the way is congested, and marked the datagram instead of dropping it."""
+
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar  # for the defaults: PEP 696, in typing from 3.13 on
@@ -133,8 +153,8 @@ class PacketTrain(Generic[AddressT_co]):
         zero-length datagram.
       segment_size: the size of each datagram, 1 to 65 535 bytes (0 is allowed for empty data).
       address: the peer that it came from, or that it is for; `None` is the connected peer.
-      ecn: the two ECN bits of the IP header, 0 to 3 (RFC 3168); `None` is unknown on a received
-        train, and the socket's own setting on one to be sent.
+      ecn: the two ECN bits of the IP header, an `ECN` or an int of 0 to 3; `None` is unknown on a
+        received train, and the socket's own setting on one to be sent. Reading gives an `ECN`.
       local_address: the numeric host of this machine that a received train was addressed to, or
         the group or ``255.255.255.255``; of one that went to a subnet's broadcast address, the
         machine's own address there. On a train to be sent, the source address to use; a group is
@@ -151,7 +171,7 @@ class PacketTrain(Generic[AddressT_co]):
     data: bytes | memoryview = attrs.field(repr=_beginning)
     segment_size: int
     address: AddressT_co  # type: ignore[misc]  # frozen, which mypy does not see in attrs
-    ecn: int | None
+    ecn: ECN | None
     local_address: str | None
     interface_index: int | None
     timestamp_ns: int | None
@@ -175,13 +195,32 @@ class PacketTrain(Generic[AddressT_co]):
             raise TypeError(f"a train's data is bytes or a read-only memoryview, not {brief(data)}")
         check_int("segment_size", segment_size, 1 if len(data) else 0, 0xFFFF)
         check_address(address)
-        _check_way(ecn, local_address, interface_index)
+        bits = check_way(ecn, local_address, interface_index)
         if timestamp_ns is not None:
             check_int("timestamp_ns", timestamp_ns, 0, 2**63 - 1)
         peer: Any = address
         self.__attrs_init__(
-            data, segment_size, peer, ecn, local_address, interface_index, timestamp_ns
+            data, segment_size, peer, bits, local_address, interface_index, timestamp_ns
         )
+
+    # Plain data: a copy, and what is pickled, has bytes of its own where this one has a view.
+
+    def __getstate__(self) -> tuple[object, ...]:
+        return (
+            bytes(self.data),
+            self.segment_size,
+            self.address,
+            self.ecn,
+            self.local_address,
+            self.interface_index,
+            self.timestamp_ns,
+        )
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.__attrs_init__(*state)
+
+    def __copy__(self) -> PacketTrain[AddressT_co]:
+        return self  # it is immutable
 
     def __len__(self) -> int:
         return datagram_count(len(self.data), self.segment_size)
@@ -260,30 +299,35 @@ class PacketTrain(Generic[AddressT_co]):
             out of its range.
         """
         check_address(address)
-        _check_way(ecn, local_address, interface_index)
+        bits = check_way(ecn, local_address, interface_index)
         if isinstance(packets, bytes | bytearray | memoryview | str):  # their items are no packets
             raise TypeError(f"packets is an iterable of packets, not one packet: {brief(packets)}")
         payloads = [p if isinstance(p, bytes) else bytes(flat_view(p)) for p in packets]
-        sizes = list(map(len, payloads))
-        if max(sizes, default=0) > MAX_PAYLOAD_IPV6:
-            raise ValueError(f"a packet of {max(sizes)} bytes is larger than any UDP datagram")
-        # One answer to one question is the usual case, and needs no looking for neighbours.
-        ranges = [(0, 1)] if len(sizes) == 1 else coalesce(sizes, max_train_bytes(address))
         return [
-            make_train(
-                payloads[start] if stop - start == 1 else b"".join(payloads[start:stop]),
-                sizes[start],
-                address,
-                ecn,
-                local_address,
-                interface_index,
-            )
-            for start, stop in ranges
+            make_train(data, size, address, bits, local_address, interface_index)
+            for data, size in joined(payloads, address)
         ]
 
 
-def _check_way(ecn: int | None, local_address: str | None, interface_index: int | None) -> None:
-    """Make sure that a program may ask for this beside a train's address.
+def joined(packets: list[bytes], address: Address | None) -> list[tuple[bytes, int]]:
+    """Packets for one peer as the data and the segment size of each train, order kept.
+
+    Raises:
+      ValueError: a packet is over 65 527 bytes.
+    """
+    sizes = list(map(len, packets))
+    count, size, most = len(sizes), sizes[0] if sizes else 0, max_train_bytes(address)
+    if 0 < size * count <= most and count <= MAX_SEGMENTS and sizes.count(size) == count:
+        return [(b"".join(packets), size)]  # the usual case: one, or a few of one size
+    if max(sizes, default=0) > MAX_PAYLOAD_IPV6:
+        raise ValueError(f"a packet of {max(sizes)} bytes is larger than any UDP datagram")
+    return [(b"".join(packets[start:stop]), sizes[start]) for start, stop in coalesce(sizes, most)]
+
+
+def check_way(
+    ecn: int | None, local_address: str | None, interface_index: int | None
+) -> ECN | None:
+    """Make sure that a program may ask for this beside a train's address. Returns the ECN bits.
 
     Raises:
       TypeError: an argument has the wrong type.
@@ -295,6 +339,7 @@ def _check_way(ecn: int | None, local_address: str | None, interface_index: int 
         raise TypeError(f"local_address is a numeric host, not {brief(local_address)}")
     if interface_index is not None:
         check_int("interface_index", interface_index, 1, 2**31 - 1)
+    return None if ecn is None else ECN(ecn)
 
 
 @lru_cache(1024)
@@ -323,7 +368,7 @@ def make_train(
     data: bytes | memoryview,
     segment_size: int,
     address: Address | None,
-    ecn: int | None = None,
+    ecn: ECN | None = None,
     local_address: str | None = None,
     interface_index: int | None = None,
     timestamp_ns: int | None = None,

@@ -32,7 +32,8 @@ _LONGEST_PAUSE = 0.064
 class ReadinessWaiter:
     """One direction of a socket, as one task after the other may use it.
 
-    As a context manager it keeps others out, with `trio.BusyResourceError`.
+    As a context manager it keeps other tasks from reading, with `trio.BusyResourceError`. Who of
+    those that send waits for the socket is `_shared_flush`'s matter.
 
     Args:
       io: the socket.
@@ -50,7 +51,6 @@ class ReadinessWaiter:
         self._reading = reading
         self._dropped_before: int | None = None
         self._busy = False
-        self._freed: trio.Event | None = None  # for those who wait for others
         # What `close` cancels to wake the task that waits, and nobody else who waits for the same
         # borrowed socket, as trio.lowlevel.notify_closing would.
         self._scope: trio.CancelScope | None = None
@@ -73,9 +73,6 @@ class ReadinessWaiter:
         traceback: TracebackType | None,
     ) -> None:
         self._busy = False
-        if self._freed is not None:
-            self._freed.set()
-            self._freed = None
 
     @contextlib.contextmanager
     def lasting(self, scope: trio.CancelScope) -> Iterator[None]:
@@ -103,16 +100,15 @@ class ReadinessWaiter:
             raise trio.ClosedResourceError("the socket was closed") from None
 
     def check_free(self) -> None:
-        """Refuse to go on while another task uses this direction.
+        """Refuse to go on while a task, or a group, is receiving.
 
         Raises:
-          trio.BusyResourceError: one does.
+          trio.BusyResourceError: one is.
         """
         if self._tell is not None:
             raise trio.BusyResourceError("a group is receiving from this receiver")
         if self._busy:
-            doing = "receiving from this receiver" if self._reading else "sending with this sender"
-            raise trio.BusyResourceError(f"another task is already {doing}")
+            raise trio.BusyResourceError("another task is already receiving from this receiver")
 
     def join(self, tell: Callable[[], object]) -> None:
         """Let a group wait for this direction, and keep all others out, until `leave`.
@@ -122,7 +118,7 @@ class ReadinessWaiter:
 
         Raises:
           trio.ClosedResourceError: see `check_open`.
-          trio.BusyResourceError: a task uses this direction, or another group.
+          trio.BusyResourceError: a task is receiving, or another group.
         """
         self.check_open()
         self.check_free()
@@ -132,19 +128,12 @@ class ReadinessWaiter:
     def leave(self) -> None:
         """The group waits no longer."""
         self._tell = None
-        self.__exit__(None, None, None)
+        self._busy = False
 
     def tell_group(self) -> None:
         """There is something to be had of which the socket says nothing: tell the group, if any."""
         if self._tell is not None:
             self._tell()
-
-    async def wait_until_free(self) -> None:  # noqa: ASYNC910
-        """Wait until no other task uses this direction. No checkpoint where none does."""
-        while self._busy:  # noqa: ASYNC913
-            if self._freed is None:
-                self._freed = trio.Event()
-            await self._freed.wait()
 
     async def wait(self) -> None:
         """Wait until the socket is ready, or until a pause is over that keeps us from spinning.

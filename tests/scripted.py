@@ -18,7 +18,13 @@ from snaptun_trio import _kernel
 from snaptun_trio._batch import TrainMessages
 from snaptun_trio._kernel import _portable
 from snaptun_trio._kernel._interface import SocketIO
-from snaptun_trio._kernel._pieces import OutgoingMessage, Prepared, outgoing_messages, prepare
+from snaptun_trio._kernel._pieces import (
+    OutgoingMessage,
+    Prepared,
+    joined,
+    outgoing_messages,
+    prepare,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,7 +32,8 @@ if TYPE_CHECKING:
     import pytest
 
     from snaptun_trio import Address, PacketTrain
-    from snaptun_trio._batch import Messages, ReceiveLosses, Recipient
+    from snaptun_trio._batch import Messages, Recipient
+    from snaptun_trio._losses import ReceiveLosses
 
 
 def error_of(number: int) -> OSError:
@@ -131,6 +138,9 @@ class ScriptedIO(SocketIO):
     def outgoing(self, messages: Messages, address: Recipient) -> ScriptedOutgoing:
         return ScriptedOutgoing(self, prepare(messages, address, self.family))
 
+    def joined(self, parts: list[ScriptedOutgoing]) -> ScriptedOutgoing:
+        return ScriptedOutgoing(self, joined([part.prepared for part in parts]))
+
     async def wait_readable(self) -> None:
         await self.kernel.waits.wait(self)
 
@@ -147,9 +157,9 @@ class ScriptedOutgoing:
 
     def __init__(self, io: ScriptedIO, prepared: Prepared) -> None:
         self._io = io
-        self._prepared = prepared
+        self.prepared = prepared
         self.content = prepared.content
-        self._how = (False, False)
+        self._how = (0, False)
         self._left: list[OutgoingMessage] = []
         self.train = self.offset = 0
         self.messages = self.datagrams = self.nbytes = self.work = 0
@@ -170,17 +180,17 @@ class ScriptedOutgoing:
     def segmented(self) -> bool:
         return self._left[0].datagrams > 1
 
-    def send(self, fd: int, budget: int, gso: bool, single: bool) -> int:
+    def send(self, fd: int, budget: int, segments: int, single: bool) -> int:
         kernel = self._io.kernel
         self.work = 0
-        if not self._left or self._how != (gso, single):
-            self._how = gso, single
+        if not self._left or self._how != (segments, single):
+            self._how = segments, single
             place = self.train, self.offset
-            found = outgoing_messages(self._prepared, place, gso and not single)
+            found = outgoing_messages(self.prepared, place, 0 if single else segments)
             self._left = [next(found)] if single else list(found)
             kernel.laid_out += not single
         first = self._left[0]
-        kernel.calls.append((gso and not single, first.nbytes))
+        kernel.calls.append((segments > 0 and not single, first.nbytes))
         kernel.singles += single
         step = kernel.sends.popleft() if kernel.sends else len(self._left)
         if callable(step):
@@ -202,7 +212,8 @@ class ScriptedOutgoing:
         return 0
 
     def skip(self, train: int, offset: int) -> None:
-        self._left = self._left[1:] if self._left[0].end == (train, offset) else []
+        here = bool(self._left) and self._left[0].end == (train, offset)
+        self._left = self._left[1:] if here else []
         self.train, self.offset = train, offset
 
 

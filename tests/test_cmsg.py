@@ -8,6 +8,7 @@ import struct
 import pytest
 from hypothesis import given, strategies as st
 
+from snaptun_trio import ECN
 from snaptun_trio._kernel import _abi, _cmsg
 
 INT = struct.Struct("=i")
@@ -91,7 +92,7 @@ def test_all_that_a_message_can_say_is_decoded() -> None:
             (_abi.SOL_IP, _abi.IP_TOS, b"\xfe"),
         ]
     )
-    assert told == _cmsg.Ancillary(1200, 2, "192.0.2.7", 2, 3_000_000_007)
+    assert told == _cmsg.Ancillary(1200, ECN.ECT_0, "192.0.2.7", 2, 3_000_000_007)
 
 
 @pytest.mark.parametrize("ipv4", [True, False])

@@ -84,6 +84,8 @@ class Scene:
                 pytest.fail("it was to be refused")
         rows.packets()
         rows.trains()
+        for part in (*rows.by_address().values(), rows.detached()):
+            assert part.trains()
         outgoing = self.rows.outgoing(rows, True, int(self.sock.family))
         outgoing.content.packets()
         assert (rows.count, rows.losses) == (len(rows.trains()), None)
@@ -158,6 +160,29 @@ def gather_rows(scene: Scene) -> None:
     ]
 
 
+def part_rows(scene: Scene) -> None:
+    for size in (10, 4000):
+        for source in (scene.out, scene.sock, scene.out):
+            source.sendto(fresh(bytes([size & 255]) * size), scene.here)
+        ends.wait_until_readable(scene.sock)
+        rows = scene.pool.receive(scene.sock.fileno(), 16, 16)
+        assert rows is not None
+        parts = rows.by_address()
+        assert [part.count for part in parts.values()] == [2, 1]
+        _, part = parts.popitem()
+        del parts, rows
+        scene.look_at_everything(part)
+        scene.look_at_everything(part.detached())
+    names: list[Any] = [b"a", b"b", None, b"a", b"c"]
+    addresses: list[Any] = [(1.0, n) for n in (1, 2, 3, 1, 3)]
+    made = scene.rows.rows([b"x"] * 5, [1] * 5, names, None, addresses)
+    assert [part.count for part in made.by_address().values()] == [2, 1, 2]
+    unhashable: list[Any] = [[], [], [], [], []]
+    with pytest.raises(TypeError):
+        scene.rows.rows([b"x"] * 5, [1] * 5, names, None, unhashable).by_address()
+    assert scene.rows.rows([], [], [], None, []).by_address() == {}
+
+
 def make_bad_rows(scene: Scene) -> None:
     good: list[Any] = [[b"x", b"y"], [1, 1], [None, scene.name], [None, b"c"], [None, None]]
     bad_ones: list[Any] = [["x", b"y"], [1, "1"], [b"n" * 33, None], [None, b"c" * 200], [None]]
@@ -178,11 +203,11 @@ def send_rows(scene: Scene) -> None:
     for name in (True, fresh(scene.name)):
         sending = scene.rows.outgoing(rows, name, int(scene.sock.family))
         while sending.more:
-            assert sending.send(fd, 1, True, False) == 0
+            assert sending.send(fd, 1, 64, False) == 0
         assert (sending.messages, sending.datagrams, sending.nbytes) == (2, 4, 8)
         assert (sending.train, sending.offset, sending.work) == (2, 0, 1)
         with pytest.raises(ValueError, match="nothing is left"):
-            sending.send(fd, 1, True, False)
+            sending.send(fd, 1, 64, False)
     with contextlib.suppress(BlockingIOError):
         while True:
             scene.sock.recv(100)
@@ -194,15 +219,15 @@ def send_and_be_refused(scene: Scene) -> None:
     fd = scene.out.fileno()
     sending = scene.rows.outgoing(rows, None, int(scene.sock.family))
     while sending.more:
-        assert sending.send(fd, 5, False, False) == errno.EDESTADDRREQ
+        assert sending.send(fd, 5, 0, False) == errno.EDESTADDRREQ
         assert sending.end_train in (0, 1, 2)
         sending.skip(sending.end_train, sending.end_offset)
     with pytest.raises(TypeError):
         sending.send(1)
     single = scene.rows.outgoing(rows, None, int(scene.sock.family))
-    assert single.send(-1, 1, True, True) == errno.EBADF
+    assert single.send(-1, 1, 64, True) == errno.EBADF
     single.skip(1, 2)  # beyond what was refused
-    assert single.send(-1, 1, True, False) == errno.EBADF
+    assert single.send(-1, 1, 64, False) == errno.EBADF
     # It is let go with what is laid out.
 
 
@@ -216,7 +241,15 @@ def send_badly(scene: Scene) -> None:
     for bad in ((0, 3), (-1, 0), (3, 0), (2, 1), (1, 1), (0, -1), ("0", 0), (0,), (2**80, 0)):
         with pytest.raises((ValueError, TypeError, IndexError, OverflowError)):
             sending.skip(*bad)
-    for bad in (("x", 1, True, False), (2**80, 1, True, False), (1, None, True, False), (1,)):
+    for bad in (
+        ("x", 1, 64, False),
+        (2**80, 1, 64, False),
+        (1, None, 64, False),
+        (1, 1, 65, False),
+        (1, 1, -1, False),
+        (1, 1, None, False),
+        (1,),
+    ):
         with pytest.raises((ValueError, TypeError, OverflowError)):
             sending.send(*bad)
 
@@ -247,6 +280,7 @@ JOBS: list[Callable[[Scene], None]] = [
     make_rows,
     make_a_cycle_of_rows,
     gather_rows,
+    part_rows,
     make_bad_rows,
     send_rows,
     send_and_be_refused,

@@ -93,13 +93,14 @@ async def test_a_forwarder_with_a_handler(backend: str, udp: ends.MakeSocket) ->
 async def test_its_options_reach_the_ends(backend: str) -> None:
     pool = PacketBufPool()
     async with open_batch_pump(
-        ("::1", 0), pool=pool, batch_size=7, gro=False, gso=False, capacity=5
+        ("::1", 0), pool=pool, batch_size=7, gro=False, gso=False, max_segments=9, capacity=5
     ) as pump:
         assert isinstance(pump.receiver, UdpBatchReceiver)
         assert isinstance(pump.sender, UdpBatchSender)
         assert pump.receiver.batch_size == 7
         assert not pump.receiver.statistics().gro
         assert not pump.sender.gso
+        assert pump.sender.max_segments == 9
         async with peer_of_family(pump, "::1") as peer:
             await peer.sender.send(ends.batch_of([bytes(5000)], peer.target))
             with trio.fail_after(ends.PATIENCE):
@@ -291,3 +292,12 @@ async def test_a_wrong_option_is_refused_and_the_socket_closed() -> None:
         async with open_batch_pump(sock, capacity=0):
             raise AssertionError
     assert sock.fileno() == -1
+
+
+@pytest.mark.needs_gso
+@pytest.mark.needs_gro
+async def test_offloads_are_on_unless_they_are_switched_off(backend: str) -> None:
+    async with open_batch_pump(HERE) as pump:
+        assert (pump.receiver.statistics().gro, pump.sender.gso) == (True, True)
+    async with open_batch_pump(HERE, gro=False, gso=False) as pump:
+        assert (pump.receiver.statistics().gro, pump.sender.gso) == (False, False)

@@ -82,6 +82,10 @@ def equal_trains(draw: st.DrawFn, host: str) -> list[PacketTrain]:
     ]
 
 
+segments = st.sampled_from([64, 64, 64, 0, 0, 1, 2, 63]) | st.integers(0, 64)
+"""The most of one message; 0 is no GSO."""
+
+
 class Case:
     """Trains for sockets of one family, and how they are to be sent."""
 
@@ -94,11 +98,11 @@ class Case:
         self.recipient = draw(
             st.just(PER_TRAIN_ADDRESS) | st.none() | st.sampled_from(HOSTS[self.host])
         )
-        self.gso = draw(st.booleans())
+        self.segments = draw(segments)
 
     def __repr__(self) -> str:
         told = [(t.nbytes, t.segment_size, t.address, t.ecn) for t in self.trains]
-        return f"{self.host} gso={self.gso} to {self.recipient}: {told}"
+        return f"{self.host} at most {self.segments} to {self.recipient}: {told}"
 
 
 cases = st.composite(Case)()
@@ -126,9 +130,10 @@ def check_message(message: Message, twin: OutgoingMessage, family: int) -> None:
     assert (*asked, *message.other_controls) == twin.controls
 
 
-Step = tuple[bool, bool, bool]
-"""How a message is sent: with GSO, alone, and whether what is refused is left out instead."""
-steps = st.lists(st.tuples(st.booleans(), st.booleans(), st.booleans()), max_size=12)
+Step = tuple[int, bool, bool]
+"""How a message is sent: with so many segments, alone, and whether what is refused is left out
+instead."""
+steps = st.lists(st.tuples(segments, st.booleans(), st.booleans()), max_size=12)
 
 
 def twins_of(sock: socket.socket, messages: Messages, recipient: Recipient) -> tuple[Outgoing, ...]:
@@ -140,10 +145,10 @@ def twins_of(sock: socket.socket, messages: Messages, recipient: Recipient) -> t
 
 def next_message(twin: Outgoing, how: Step) -> OutgoingMessage:
     """What the twin makes of what is next."""
-    gso, single, _ = how
+    most, single, _ = how
     assert isinstance(twin, _portable.PortableOutgoing)
     place = twin.train, twin.offset
-    return next(_pieces.outgoing_messages(twin._prepared, place, gso and not single))
+    return next(_pieces.outgoing_messages(twin.prepared, place, 0 if single else most))
 
 
 def check_one_by_one(
@@ -161,11 +166,11 @@ def check_one_by_one(
     for at in range(100_000):
         if not twin.more:
             break
-        how = steps[at] if at < len(steps) else (True, False, False)
-        gso, single, leave_out = how
+        how = steps[at] if at < len(steps) else (64, False, False)
+        most, single, leave_out = how
         expected = next_message(twin, how)
         recorder.refuse_with = errno.EPERM
-        assert outgoing.send(fd, 1, gso, single) == errno.EPERM
+        assert outgoing.send(fd, 1, most, single) == errno.EPERM
         recorder.refuse_with = 0
         assert (outgoing.train, outgoing.offset) == (twin.train, twin.offset)
         assert (outgoing.end_train, outgoing.end_offset) == expected.end
@@ -174,7 +179,7 @@ def check_one_by_one(
             outgoing.skip(*expected.end)
         else:
             recorder.sent.clear()
-            assert outgoing.send(fd, 1, gso, single) == 0
+            assert outgoing.send(fd, 1, most, single) == 0
             (message,) = recorder.messages
             check_message(message, expected, family)
             assert outgoing.work == 1 + (expected.nbytes >> 14)
@@ -220,7 +225,8 @@ def test_the_twins_make_the_same_messages_of_what_came_in(
     receiver = UdpBatchReceiver(sockets["127.0.0.1"], PacketBufPool(), batch_size=64)
     recorder.incoming = list(messages)
     received, _ = messages_of(receiver.receive_nowait())
-    check_one_by_one(recorder, sockets["127.0.0.1"], received, recipient, steps)
+    for some in (received, received.detached(), *received.by_address().values()):
+        check_one_by_one(recorder, sockets["127.0.0.1"], some, recipient, steps)
 
 
 @given(case=cases, budgets=st.lists(st.integers(1, 20), min_size=1, max_size=10))
@@ -233,14 +239,14 @@ def test_many_messages_a_call_are_those_of_the_twin(
     family, fd = int(sock.family), sock.fileno()
     outgoing, twin = twins_of(sock, messages, case.recipient)
     assert isinstance(twin, _portable.PortableOutgoing)
-    expected = list(_pieces.outgoing_messages(twin._prepared, (0, 0), case.gso))
+    expected = list(_pieces.outgoing_messages(twin.prepared, (0, 0), case.segments))
     at = 0
     for budget in budgets:
         if not outgoing.more:
             break
         recorder.sent.clear()
         before = outgoing.messages, outgoing.datagrams, outgoing.nbytes
-        assert outgoing.send(fd, budget, case.gso, False) == 0
+        assert outgoing.send(fd, budget, case.segments, False) == 0
         count = outgoing.messages - before[0]
         took = expected[at : at + count]
         spent = [1 + (one.nbytes >> 14) for one in took]
@@ -254,7 +260,7 @@ def test_many_messages_a_call_are_those_of_the_twin(
         assert at == len(expected) or sum(spent) >= budget or outgoing.messages
         if outgoing.more:
             recorder.refuse_with = errno.EACCES
-            assert outgoing.send(fd, budget, case.gso, False) == errno.EACCES
+            assert outgoing.send(fd, budget, case.segments, False) == errno.EACCES
             recorder.refuse_with = 0
             outgoing.skip(outgoing.end_train, outgoing.end_offset)
             at += 1
@@ -286,11 +292,11 @@ def test_the_portable_twin_sends_what_the_compiled_one_does(
         for at in range(100_000):
             if not both[0].more:
                 break
-            gso, single, leave_out = steps[at] if at < len(steps) else (True, False, False)
+            most, single, leave_out = steps[at] if at < len(steps) else (64, False, False)
             recorder.refuse_with = errno.EPERM if at < len(refused) and refused[at] else 0
             recorder.sent.clear()
             handed.clear()
-            told = [one.send(fd, 1, gso, single) for one in both]
+            told = [one.send(fd, 1, most, single) for one in both]
             assert told == [recorder.refuse_with] * 2
             if recorder.refuse_with:
                 ends_ = {(one.end_train, one.end_offset, one.segmented) for one in both}
@@ -369,7 +375,7 @@ def test_more_pieces_than_a_call_takes_go_in_several(
     outgoing, _ = twins_of(sock, TrainMessages.of_trains(trains), PER_TRAIN_ADDRESS)
     calls = 0
     while outgoing.more:
-        assert outgoing.send(sock.fileno(), 1 << 20, True, False) == 0
+        assert outgoing.send(sock.fileno(), 1 << 20, 64, False) == 0
         calls += 1
     assert calls == 3
     assert [p for message in recorder.messages for p in message.datagrams()] == packets
@@ -397,12 +403,12 @@ def test_the_twins_go_on_from_the_middle_of_a_message_that_was_refused(
         handed.append(message.payload)
 
     monkeypatch.setattr(_portable, "_send_message", send_message)
-    assert [one.send(0, 9, True, False) for one in both] == [errno.EMSGSIZE] * 2
+    assert [one.send(0, 9, 64, False) for one in both] == [errno.EMSGSIZE] * 2
     recorder.refuse_with = 0
     recorder.sent.clear()
     for one in both:
         one.skip(0, skipped)
-        assert one.send(0, 9, True, False) == 0
+        assert one.send(0, 9, 64, False) == 0
         assert not one.more
     assert handed == [MEMORY[skipped:500], MEMORY[:90]]
     assert [message.payload for message in recorder.messages] == handed

@@ -98,6 +98,9 @@ def test_a_segment_size_out_of_range_is_a_value_error(segment_size: int) -> None
         ("local_address", 17, TypeError),
         ("interface_index", 0, ValueError),
         ("interface_index", 2**31, ValueError),
+        ("timestamp_ns", -1, ValueError),
+        ("timestamp_ns", 2**63, ValueError),
+        ("timestamp_ns", "now", TypeError),
         ("interface_index", "lo", TypeError),
     ],
 )

@@ -10,6 +10,7 @@ import struct
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
+from .._train import ECN
 from . import _abi, _sockaddr
 
 if TYPE_CHECKING:
@@ -33,13 +34,14 @@ class Ancillary(NamedTuple):
     """What control messages said of a train."""
 
     segment_size: int | None = None
-    ecn: int | None = None
+    ecn: ECN | None = None
     local_address: str | None = None
     interface_index: int | None = None
     timestamp_ns: int | None = None
 
 
 NOTHING = Ancillary()
+_ECN = tuple(ECN)  # to look one up takes 6 ns, to call the class 320
 
 
 def walk(control: bytes) -> Iterator[tuple[int, int, int, int]]:
@@ -76,9 +78,9 @@ def decode(messages: Iterable[ControlMessage]) -> Ancillary:
                 if (stride := _INT.unpack_from(data)[0]) > 0:
                     segment_size = stride
             case _abi.SOL_IP, _abi.IP_TOS if size >= 1:
-                ecn = data[0] & 3  # one byte on reception, net/ipv4/ip_sockglue.c
+                ecn = _ECN[data[0] & 3]  # one byte on reception, net/ipv4/ip_sockglue.c
             case _abi.SOL_IPV6, _abi.IPV6_TCLASS if size >= 4:
-                ecn = _INT.unpack_from(data)[0] & 3
+                ecn = _ECN[_INT.unpack_from(data)[0] & 3]
             case _abi.SOL_IP, _abi.IP_PKTINFO if size >= _IN_PKTINFO.size:
                 interface_index, own, host = _IN_PKTINFO.unpack_from(data)
                 if own != host and any(own) and host[0] < _GROUPS:

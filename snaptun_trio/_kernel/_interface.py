@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import trio
 
+from .._coalesce import MAX_SEGMENTS
 from . import _abi
 
 if TYPE_CHECKING:
@@ -107,8 +108,8 @@ class Outgoing(Protocol):
     def segmented(self) -> bool:
         """Whether the refused message asks the kernel to segment."""
 
-    def send(self, fd: int, budget: int, gso: bool, single: bool) -> int:
-        """See `SocketIO.send`."""
+    def send(self, fd: int, budget: int, segments: int, single: bool) -> int:
+        """See `SocketIO.send`. A message has at most so many ``segments``; 0 is no GSO."""
 
     def skip(self, train: int, offset: int, /) -> object:
         """Leave out what was refused, and go on from there."""
@@ -125,6 +126,7 @@ class SocketIO(ABC):
       sock: the socket, which stays its owner's.
       family: its address family.
       gso: whether the kernel segments trains; not before `prepare_for_sending`.
+      max_segments: the most datagrams of one message that it segments.
     """
 
     backend: ClassVar[str]
@@ -133,6 +135,7 @@ class SocketIO(ABC):
         self.sock = sock
         self.family = int(sock.family)
         self.gso = False
+        self.max_segments = MAX_SEGMENTS
 
     # -- data
 
@@ -161,16 +164,25 @@ class SocketIO(ABC):
           TypeError, ValueError: an address, or a local address, is none of this family.
         """
 
+    @abstractmethod
+    def joined(self, parts: list[Any]) -> Outgoing:
+        """All of these as one, in their order. Nothing of them is sent yet.
+
+        The parts stay as they are. Nobody asks the whole for its content.
+        """
+
     def send(self, outgoing: Outgoing, budget: int, *, single: bool = False) -> int:
         """Send what is next of it, with one call where the system can.
 
-        At least one message, and more only as far as the ``budget`` of work allows. Without `gso`
-        each datagram is a message of its own; ``single`` sends the one datagram that is next.
+        At least one message, and more only as far as the ``budget`` of work allows. None has more
+        than `max_segments` datagrams; without `gso` each is a message of its own. ``single`` sends
+        the one datagram that is next.
 
         Returns 0, or the errno with which nothing was sent. It is about the next message, or an
         asynchronous error about an earlier datagram.
         """
-        return outgoing.send(self.sock.fileno(), budget, self.gso, single)
+        segments = self.max_segments if self.gso else 0
+        return outgoing.send(self.sock.fileno(), budget, segments, single)
 
     # -- readiness
 
@@ -264,6 +276,17 @@ class SocketIO(ABC):
     def gro(self) -> bool:
         """Whether a received message can be a train; `False` where the socket is closed."""
         return _LINUX and bool(self.option(_abi.SOL_UDP, _abi.UDP_GRO))
+
+    def local_address(self) -> Address:
+        """What the socket is bound to.
+
+        Raises:
+          trio.ClosedResourceError: it is closed.
+        """
+        if self.closed:
+            raise trio.ClosedResourceError("the socket was closed")
+        address: Address = self.sock.getsockname()
+        return address
 
     def peer(self) -> Address | None:
         """Whom the socket is connected to; `None` where it is not."""

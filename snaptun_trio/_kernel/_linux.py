@@ -65,6 +65,9 @@ class LinuxIO(SocketIO):
             rows = self._rows_of(messages, address)
         return _rows.outgoing(rows, name, self.family)
 
+    def joined(self, parts: list[_rows.Outgoing]) -> _rows.Outgoing:
+        return _rows.joined(parts)
+
     def _check_family(self, rows: _rows.Rows) -> None:
         """Make sure that what some other socket received can be sent here: one speaks for all."""
         address = rows.row(0)[3] if rows.count else None

@@ -8,15 +8,15 @@ from __future__ import annotations
 from itertools import repeat
 from typing import TYPE_CHECKING, NamedTuple
 
-from .._batch import PER_TRAIN_ADDRESS, ReceiveLosses, TrainMessages
+from .._batch import PER_TRAIN_ADDRESS, TrainMessages
 from .._coalesce import (
     MAX_PAYLOAD_IPV4,
     MAX_PAYLOAD_IPV6,
-    MAX_SEGMENTS,
     MAX_TRAIN_IPV4,
     MAX_TRAIN_IPV6,
     datagram_count,
 )
+from .._losses import ReceiveLosses
 from .._train import make_train
 from . import _abi, _cmsg, _sockaddr
 
@@ -60,6 +60,23 @@ def prepare(messages: Messages, recipient: Recipient, family: int) -> Prepared:
     if order is not None:
         content, ways = content.ordered(order), [ways[index] for index in order]
     return Prepared(content, recipient, ways)
+
+
+def joined(parts: list[Prepared]) -> Prepared:
+    """Several batches that are ready to be sent, as one."""
+    payloads: list[bytes | memoryview] = []
+    sizes: list[int] = []
+    addresses: list[Address | None] = []
+    ways: list[Way] = []
+    for content, recipient, own in parts:
+        payloads += content.payloads
+        sizes += content.segment_sizes
+        if recipient is PER_TRAIN_ADDRESS:
+            addresses += content.addresses
+        else:
+            addresses += [recipient] * content.count
+        ways += own
+    return Prepared(TrainMessages(payloads, sizes, addresses), PER_TRAIN_ADDRESS, ways)
 
 
 def _ways(content: TrainMessages, recipient: Recipient, family: int) -> list[Way]:
@@ -125,11 +142,11 @@ class OutgoingMessage(NamedTuple):
 
 
 def outgoing_messages(
-    prepared: Prepared, place: tuple[int, int], gso: bool
+    prepared: Prepared, place: tuple[int, int], segments: int
 ) -> Iterator[OutgoingMessage]:
     """Cut everything from a place on, a train and bytes in it, into messages that the kernel takes.
 
-    Without ``gso`` each datagram is one.
+    None of them has more than ``segments`` datagrams; 0 is as good as 1, and asks for no GSO.
     """
     content, recipient, ways = prepared
     payloads, sizes = content.payloads, content.segment_sizes
@@ -139,7 +156,7 @@ def outgoing_messages(
         data = payloads[index]
         length = len(data)
         size = min(sizes[index], length)
-        nbytes = min(length - offset, _piece_size(size, length, way.ipv4, gso))
+        nbytes = min(length - offset, _piece_size(size, length, way.ipv4, segments))
         whole = nbytes == length
         buffers = [data if whole else memoryview(data)[offset : offset + nbytes]]
         datagrams = datagram_count(nbytes, size)
@@ -148,7 +165,8 @@ def outgoing_messages(
             index, offset = index + 1, 0
         # Only what begins with its train is joined by others, and nothing follows a shorter end.
         room = MAX_TRAIN_IPV4 if way.ipv4 else MAX_TRAIN_IPV6
-        while gso and whole and length and length % size == 0 and index < content.count:
+        joins = whole and datagrams < segments
+        while joins and length and length % size == 0 and index < content.count:
             after = payloads[index]
             length = len(after)
             more = datagram_count(length, sizes[index])
@@ -156,7 +174,7 @@ def outgoing_messages(
                 length
                 and (min(sizes[index], length) == size or (more == 1 and length < size))
                 and nbytes + length <= room
-                and datagrams + more <= MAX_SEGMENTS
+                and datagrams + more <= segments
                 and ways[index] == way
             ):
                 break
@@ -174,13 +192,13 @@ def outgoing_messages(
         )
 
 
-def _piece_size(segment_size: int, length: int, ipv4: bool, gso: bool) -> int:
+def _piece_size(segment_size: int, length: int, ipv4: bool, segments: int) -> int:
     """How many bytes of a train go into one message."""
-    if not gso or length <= segment_size:
+    if length <= segment_size:
         return segment_size or 1
     whole = MAX_PAYLOAD_IPV4 if ipv4 else MAX_PAYLOAD_IPV6
     room = whole if length <= whole else MAX_TRAIN_IPV4 if ipv4 else MAX_TRAIN_IPV6
-    return segment_size * max(1, min(MAX_SEGMENTS, room // segment_size))
+    return segment_size * max(1, min(segments, room // segment_size))
 
 
 class IncomingMessage(NamedTuple):
@@ -204,7 +222,8 @@ def received(
     sizes: list[int] = []
     addresses: list[Address | None] = []
     ancillary: list[_cmsg.Ancillary] = []
-    truncated = datagrams_lost = bytes_lost = trains_unknown = bytes_unknown = 0
+    cut: list[int] = []  # the trains of which the last datagram is cut
+    datagrams_lost = bytes_lost = trains_unknown = bytes_unknown = 0
     for data, length, flags, address, control in messages:
         told = _cmsg.decode(control)
         if flags & _abi.MSG_CTRUNC and told.segment_size is None and io.gro:
@@ -217,17 +236,16 @@ def received(
         size = told.segment_size or kept
         if kept < length:
             bytes_lost += length - kept
-            if told.segment_size is None:
-                truncated += 1
-            else:
-                truncated += 1 if kept % size else 0
+            if told.segment_size is None or kept % size:
+                cut.append(len(payloads))
+            if told.segment_size is not None:
                 datagrams_lost += datagram_count(length, size) - datagram_count(kept, size)
         payloads.append(data)
         sizes.append(size)
         addresses.append(address)
         ancillary.append(told)
     losses = ReceiveLosses(
-        truncated, datagrams_lost, bytes_lost, trains_unknown, bytes_unknown, error
+        frozenset(cut), datagrams_lost, bytes_lost, trains_unknown, bytes_unknown, error
     )
     trains = None
     if not _NOTHING_TOLD.issuperset([told[1:] for told in ancillary]):

@@ -262,41 +262,6 @@ static void read_row(struct slab *slab, int index, size_t slot_size, char *plain
     }
 }
 
-/* Copy rows of little to memory of their own. Returns 0 where there is no memory for it. */
-static int rows_copy(Rows *rows, struct slab *slab) {
-    size_t controls = 0, count = (size_t)rows->count;
-    for (size_t i = 0; i < count; i++)
-        controls += slab->rows[i].control_length;
-    char *memory = malloc(count * (sizeof(struct row) + NAME_SIZE) + controls);
-    PyObject *bytes = memory ? PyBytes_FromStringAndSize(NULL, (Py_ssize_t)rows->nbytes) : NULL;
-    char *payload = bytes ? PyBytes_AsString(bytes) : NULL;
-    if (!payload) {
-        PyErr_Clear();
-        Py_XDECREF(bytes);
-        free(memory);
-        return 0;
-    }
-    struct row *copies = (struct row *)memory;
-    char *names = memory + count * sizeof(struct row), *control = names + count * NAME_SIZE;
-    memcpy(copies, slab->rows, count * sizeof(struct row));
-    for (size_t i = 0; i < count; i++, names += NAME_SIZE) {
-        struct row *row = &copies[i];
-        memcpy(payload, row->base, row->length);
-        row->base = payload;
-        payload += row->length;
-        if (row->name)
-            row->name = memcpy(names, row->name, row->name_length);
-        if (row->control) {
-            row->control = memcpy(control, row->control, row->control_length);
-            control += row->control_length;
-        }
-    }
-    rows->rows = copies;
-    rows->memory = memory;
-    set_reference(&rows->owner, bytes); /* the lease goes, and puts the slab back */
-    return 1;
-}
-
 /* receive(fd, offered, slots) -> Rows, or None where nothing is queued.
  *
  * All that is needed is allocated before the call: what the kernel has handed over must not be lost
@@ -341,7 +306,7 @@ static PyObject *pool_receive(Pool *pool, PyObject *const *args, Py_ssize_t coun
         read_row(slab, i, pool->slot_size, &rows->plain, &rows->cut);
     rows_sum(rows);
     if (rows->nbytes <= pool->state->copied_up_to)
-        rows_copy(rows, slab);
+        rows_copy(rows); /* without memory for it they stay in the slab */
     return (PyObject *)rows;
 }
 

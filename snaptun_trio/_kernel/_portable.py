@@ -21,6 +21,7 @@ from ._pieces import (
     IncomingMessage,
     OutgoingMessage,
     Prepared,
+    joined,
     outgoing_messages,
     prepare,
     received,
@@ -140,6 +141,9 @@ class PortableIO(SocketIO):
     def outgoing(self, messages: Messages, address: Recipient) -> PortableOutgoing:
         return PortableOutgoing(self, prepare(messages, address, self.family))
 
+    def joined(self, parts: list[PortableOutgoing]) -> PortableOutgoing:
+        return PortableOutgoing(self, joined([part.prepared for part in parts]))
+
 
 class PortableOutgoing:
     """Messages that are sent one by one, and cut when it is their turn.
@@ -152,23 +156,23 @@ class PortableOutgoing:
         "_how",
         "_io",
         "_next",
-        "_prepared",
         "content",
         "datagrams",
         "messages",
         "nbytes",
         "offset",
+        "prepared",
         "train",
         "work",
     )
 
     def __init__(self, io: PortableIO, prepared: Prepared) -> None:
         self._io = io
-        self._prepared = prepared
+        self.prepared = prepared
         self.content = prepared.content
         self._found: Iterator[OutgoingMessage] = iter(())
         self._next: OutgoingMessage | None = None
-        self._how = (False, False)
+        self._how = (0, False)
         self.train = self.offset = 0
         self.messages = self.datagrams = self.nbytes = self.work = 0
 
@@ -193,10 +197,10 @@ class PortableOutgoing:
     def segmented(self) -> bool:
         return self._refused.datagrams > 1
 
-    def send(self, fd: int, budget: int, gso: bool, single: bool) -> int:
+    def send(self, fd: int, budget: int, segments: int, single: bool) -> int:
         self.work = taken = 0
-        if self._how != (gso, single):
-            self._how, self._found, self._next = (gso, single), iter(()), None
+        if self._how != (segments, single):
+            self._how, self._found, self._next = (segments, single), iter(()), None
         while self.more and taken < (1 if single else _MESSAGES) and self.work < budget:
             try:
                 message = self._lay_out()
@@ -226,14 +230,14 @@ class PortableOutgoing:
         if self._next is None:
             self._next = next(self._found, None)
         if self._next is None:
-            gso, single = self._how
+            segments, single = self._how
             place = self.train, self.offset
-            self._found = outgoing_messages(self._prepared, place, gso and not single)
+            self._found = outgoing_messages(self.prepared, place, 0 if single else segments)
             self._next = next(self._found)
         return self._next
 
     def skip(self, train: int, offset: int) -> None:
-        if (train, offset) != self._refused.end:
+        if self._next is None or (train, offset) != self._next.end:
             self._found = iter(())  # what is behind it is laid out anew
         self.train, self.offset, self._next = train, offset, None
 

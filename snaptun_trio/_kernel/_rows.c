@@ -1,95 +1,8 @@
 /* Rows as Python sees them: the columns of a batch, its datagrams, and the module itself. */
 #include "_rows.h"
 
-#include <netinet/in.h>
 #include <stdlib.h>
 #include <string.h>
-
-/* Addresses that were decoded, by raw name. Direct-mapped, so bounded: a stranger chooses the names
- * that we decode, and may choose a new one for every datagram. */
-enum { CACHED_ADDRESSES = 16384 };
-struct address_cache {
-    struct {
-        char name[NAME_SIZE];
-        uint16_t length;
-        PyObject *address;
-    } entries[CACHED_ADDRESSES];
-};
-
-/* MurmurHash3 (32 bits) of a name. The last bytes of ports and hosts, in which peers differ, are the
- * highest of their words: without its rotations they would not reach the bits that choose a place. The
- * seed is this process's own, since strangers choose the names. */
-static uint32_t hash_name(const State *state, const struct row *row) {
-    uint32_t hash = state->seed, word;
-    for (int at = 0; at + 4 <= row->name_length; at += 4) {
-        memcpy(&word, row->name + at, sizeof word);
-        word *= 0xcc9e2d51;
-        word = (word << 15 | word >> 17) * 0x1b873593;
-        hash ^= word;
-        hash = (hash << 13 | hash >> 19) * 5 + 0xe6546b64;
-    }
-    hash = (hash ^ hash >> 16) * 0x85ebca6b;
-    hash = (hash ^ hash >> 13) * 0xc2b2ae35;
-    return hash ^ hash >> 16;
-}
-
-/* The part of a name that names a peer: what lies behind the address of an IPv4 name is padding. */
-static int significant(const struct row *row) {
-    return row->name_length == sizeof(struct sockaddr_in) ? 8 : row->name_length;
-}
-
-int same_name(const struct row *a, const struct row *b) {
-    return a->name == b->name ||
-           (a->name_length == b->name_length && a->name && b->name &&
-            memcmp(a->name, b->name, (size_t)significant(a)) == 0);
-}
-
-static PyObject *decode_name(State *state, const struct row *row) {
-    if (!row->name)
-        Py_RETURN_NONE;
-    uint32_t at = hash_name(state, row) % CACHED_ADDRESSES;
-    if (state->addresses->entries[at].address &&
-        state->addresses->entries[at].length == row->name_length &&
-        memcmp(state->addresses->entries[at].name, row->name, row->name_length) == 0)
-        return Py_NewRef(state->addresses->entries[at].address);
-    PyObject *raw = PyBytes_FromStringAndSize(row->name, row->name_length);
-    PyObject *address = raw ? PyObject_CallFunctionObjArgs(state->decode, raw, NULL) : NULL;
-    Py_XDECREF(raw);
-    if (address) {
-        memcpy(state->addresses->entries[at].name, row->name, row->name_length);
-        state->addresses->entries[at].length = row->name_length;
-        PyObject *old = state->addresses->entries[at].address;
-        state->addresses->entries[at].address = Py_NewRef(address);
-        Py_XDECREF(old);
-    }
-    return address;
-}
-
-int addresses_new(State *state) {
-    PyObject *anything = PyUnicode_FromString("names"); /* Python hashes it with its own secret */
-    Py_hash_t seed = anything ? PyObject_Hash(anything) : -1;
-    Py_XDECREF(anything);
-    if (seed == -1)
-        return -1;
-    state->seed = (uint32_t)seed;
-    state->addresses = calloc(1, sizeof *state->addresses);
-    return state->addresses ? 0 : (PyErr_NoMemory(), -1);
-}
-
-void addresses_free(State *state) {
-    if (state->addresses)
-        for (int at = 0; at < CACHED_ADDRESSES; at++)
-            Py_CLEAR(state->addresses->entries[at].address);
-    free(state->addresses);
-    state->addresses = NULL;
-}
-
-/* The address of one row: the program's own, or its name decoded. */
-PyObject *address_of(Rows *rows, int index) {
-    if (rows->addresses)
-        return Py_XNewRef(PyList_GetItem(rows->addresses, rows->rows[index].index));
-    return decode_name(rows->state, &rows->rows[index]);
-}
 
 /* -- making rows */
 
@@ -216,6 +129,60 @@ failed:
     return NULL;
 }
 
+/* Bring rows that came in to memory of their own. Returns 0 where there is none, and sets nothing. */
+int rows_copy(Rows *rows) {
+    size_t controls = 0, count = (size_t)rows->count;
+    for (size_t i = 0; i < count; i++)
+        controls += rows->rows[i].control_length;
+    char *memory = malloc(count * (sizeof(struct row) + NAME_SIZE) + controls);
+    PyObject *bytes = memory ? PyBytes_FromStringAndSize(NULL, (Py_ssize_t)rows->nbytes) : NULL;
+    char *payload = bytes ? PyBytes_AsString(bytes) : NULL;
+    if (!payload) {
+        PyErr_Clear();
+        Py_XDECREF(bytes);
+        free(memory);
+        return 0;
+    }
+    struct row *copies = (struct row *)memory;
+    char *names = memory + count * sizeof(struct row), *control = names + count * NAME_SIZE;
+    memcpy(copies, rows->rows, count * sizeof(struct row));
+    for (size_t i = 0; i < count; i++, names += NAME_SIZE) {
+        struct row *row = &copies[i];
+        memcpy(payload, row->base, row->length);
+        row->base = payload;
+        payload += row->length;
+        if (row->name)
+            row->name = memcpy(names, row->name, row->name_length);
+        if (row->control) {
+            row->control = memcpy(control, row->control, row->control_length);
+            control += row->control_length;
+        }
+    }
+    rows->rows = copies;
+    rows->memory = memory;
+    set_reference(&rows->owner, bytes); /* the lease goes, and puts the slab back */
+    return 1;
+}
+
+/* detached() -> the same rows on memory of their own; these very ones where no slab is held. */
+static PyObject *rows_detached(Rows *rows, PyObject *Py_UNUSED(ignored)) {
+    if (!rows->owner || Py_TYPE(rows->owner) != rows->state->lease_type)
+        return Py_NewRef(OBJECT(rows));
+    Rows *detached = rows_new(rows->state);
+    if (!detached)
+        return NULL;
+    detached->plain = rows->plain;
+    detached->cut = rows->cut;
+    detached->rows = rows->rows;
+    detached->count = rows->count;
+    rows_sum(detached);
+    if (!rows_copy(detached)) {
+        Py_DECREF(OBJECT(detached));
+        return PyErr_NoMemory();
+    }
+    return (PyObject *)detached;
+}
+
 static int rows_traverse(Rows *rows, visitproc visit, void *arg) {
     Py_VISIT(Py_TYPE(OBJECT(rows)));
     Py_VISIT(rows->owner);
@@ -248,6 +215,11 @@ static void rows_dealloc(Rows *rows) {
 
 /* -- looking at rows */
 
+/* Whether so many bytes of them are all that was copied: then they are an object already. */
+static int owns_only(const Rows *rows, uint32_t length) {
+    return PyBytes_Check(rows->owner) && PyBytes_Size(rows->owner) == (Py_ssize_t)length;
+}
+
 /* Each datagram with its address. */
 static PyObject *rows_packets(Rows *rows, PyObject *Py_UNUSED(ignored)) {
     PyObject *list = PyList_New((Py_ssize_t)rows->datagrams), *address = NULL;
@@ -262,8 +234,7 @@ static PyObject *rows_packets(Rows *rows, PyObject *Py_UNUSED(ignored)) {
         uint32_t done = 0;
         do {
             uint32_t left = row->length - done, size = left < row->size ? left : row->size;
-            /* A batch of one datagram that was copied is its bytes already. */
-            PyObject *packet = size == rows->nbytes && rows->count == 1 && PyBytes_Check(rows->owner)
+            PyObject *packet = owns_only(rows, size)
                                    ? Py_NewRef(rows->owner)
                                    : PyBytes_FromStringAndSize(row->base + done, size);
             PyObject *pair = packet ? PyTuple_Pack(2, packet, address) : NULL;
@@ -287,7 +258,7 @@ static PyObject *row_data(Rows *rows, struct row *row) {
         return Py_XNewRef(PyList_GetItem(rows->owner, row->index));
     if (!PyBytes_Check(rows->owner))
         return lease_memory(rows->owner, row->base, row->length);
-    return row->length == rows->nbytes && rows->count == 1
+    return owns_only(rows, row->length)
                ? Py_NewRef(rows->owner)
                : PyBytes_FromStringAndSize(row->base, row->length);
 }
@@ -326,65 +297,6 @@ static PyObject *rows_train(Rows *rows, PyObject *argument) {
     return train;
 }
 
-/* The same rows in the order of their peers, each peer's in their own: neighbours can then leave as
- * one message. These very rows where there is nothing to gain, and where some are for the connected
- * peer, who may be among the others by name. A new reference, NULL without memory. */
-Rows *rows_gathered(Rows *rows) {
-    int n = rows->count, peers = 0, buckets = 4;
-    if (n < 3 || rows->most_segments > 1)
-        return (Rows *)Py_NewRef(OBJECT(rows));
-    while (buckets < 2 * n)
-        buckets *= 2;
-    /* table: hash -> peer; of each row its peer; of each peer its first row, and where its next goes */
-    int *table = malloc((size_t)(buckets + 3 * n) * sizeof(int));
-    if (!table)
-        return (Rows *)PyErr_NoMemory();
-    int *peer = table + buckets, *first = peer + n, *place = first + n;
-    memset(table, -1, (size_t)buckets * sizeof(int));
-    for (int i = 0; i < n; i++) {
-        struct row key = rows->rows[i];
-        if (!key.name) {
-            peers = n;
-            break;
-        }
-        key.name_length = (uint16_t)significant(&key);
-        uint32_t at = hash_name(rows->state, &key) & (uint32_t)(buckets - 1);
-        while (table[at] >= 0 && !same_name(&rows->rows[first[table[at]]], &rows->rows[i]))
-            at = (at + 1) & (uint32_t)(buckets - 1);
-        if (table[at] < 0) {
-            first[peers] = i;
-            place[peers] = 0;
-            table[at] = peers++;
-        }
-        peer[i] = table[at];
-        place[peer[i]]++;
-    }
-    Rows *ordered = rows;
-    if (peers == 1 || peers == n)
-        Py_INCREF(OBJECT(rows));
-    else if ((ordered = rows_new(rows->state))) {
-        ordered->rows = ordered->memory = malloc((size_t)n * sizeof(struct row));
-        ordered->addresses = Py_XNewRef(rows->addresses);
-        ordered->owner = Py_NewRef(rows->owner);
-        ordered->extra = Py_NewRef(OBJECT(rows)); /* names, control messages, views */
-        ordered->plain = rows->plain;
-        for (int p = 0, at = 0, count; p < peers; p++, at += count) {
-            count = place[p];
-            place[p] = at;
-        }
-        for (int i = 0; ordered->rows && i < n; i++)
-            ordered->rows[place[peer[i]]++] = rows->rows[i];
-        ordered->count = ordered->rows ? n : 0;
-        rows_sum(ordered);
-    }
-    free(table);
-    if (ordered && !ordered->rows) {
-        Py_DECREF(OBJECT(ordered));
-        return (Rows *)PyErr_NoMemory();
-    }
-    return ordered;
-}
-
 /* The address family of the first row's name, 0 where it has none. */
 static PyObject *rows_family(Rows *rows, void *Py_UNUSED(closure)) {
     sa_family_t family = 0;
@@ -412,6 +324,8 @@ static PyGetSetDef rows_getset[] = {
 };
 static PyMethodDef rows_methods[] = {
     {"packets", (PyCFunction)rows_packets, METH_NOARGS, "Each datagram with its address."},
+    {"by_address", (PyCFunction)rows_by_address, METH_NOARGS, "The rows of each peer, by address."},
+    {"detached", (PyCFunction)rows_detached, METH_NOARGS, "The same on memory of their own."},
     {"row", (PyCFunction)rows_row, METH_O,
      "(data, bytes it had, segment size, address, control messages, flags) of one row"},
     {"trains", (PyCFunction)rows_trains, METH_NOARGS, "The trains, one for each row, made now."},

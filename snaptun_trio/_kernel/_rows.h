@@ -2,7 +2,8 @@
  *
  * A row is one message: where its bytes are, how many, how long each datagram of it is, the raw name
  * of its peer, and its control messages. Rows come from a receive call (pool.c), or from what a
- * program wants to send (rows.c), and they leave by sendmmsg (send.c). Python sees them as the
+ * program wants to send (rows.c), are told apart by their peers (peers.c), and leave by sendmmsg
+ * (send.c). Python sees them as the
  * columns of a batch. Nothing here decides what an errno means, when to wait, or what a program may
  * do; every length that the kernel reports is bounded before it is used.
  */
@@ -96,11 +97,15 @@ State *state_of(PyObject *module);
 Rows *rows_new(State *state);
 void rows_sum(Rows *rows);
 PyObject *rows_of(PyObject *module, PyObject *const *args, Py_ssize_t count);
+int rows_copy(Rows *rows);
+
+/* peers.c */
 PyObject *address_of(Rows *rows, int index);
 int addresses_new(State *state);
 void addresses_free(State *state);
 int same_name(const struct row *a, const struct row *b);
 Rows *rows_gathered(Rows *rows);
+PyObject *rows_by_address(Rows *rows, PyObject *ignored);
 
 #ifdef SNAPTUN_TRIO_TEST_HOOKS
 /* All that is not Python's is allocated through these, so that a test can count it, and can let it
@@ -121,5 +126,6 @@ PyObject *lease_memory(PyObject *lease, const char *base, Py_ssize_t length);
 
 /* send.c */
 PyObject *outgoing(PyObject *module, PyObject *const *args, Py_ssize_t count);
+PyObject *joined(PyObject *module, PyObject *list);
 
 #endif

@@ -45,7 +45,8 @@ typedef struct {
     int family;
     struct tx *tx;   /* what is laid out from `begin` on, NULL for nothing */
     int count, done; /* messages in it; of them sent or skipped */
-    char gso, single; /* how it was laid out */
+    int segments; /* how it was laid out */
+    char single;
     /* The next message. */
     struct place begin, end;
     char segmented;
@@ -82,7 +83,8 @@ static int leaves_by_ipv4(const char *name, size_t length, int family) {
 struct layout { /* what is the same for all messages of a transmission */
     const char *name;
     uint16_t name_length;
-    int own_names, controls, gso, family;
+    int own_names, controls, family;
+    uint32_t segments; /* the most of a message; 1 asks for no segmentation */
 };
 
 static int same_control(const struct row *a, const struct row *b) {
@@ -93,8 +95,8 @@ static int same_control(const struct row *a, const struct row *b) {
 /* Whether another row may follow in a message that begins with `first` and has so much in it. */
 static int may_follow(const struct layout *how, const struct row *first, const struct row *last,
                       const struct row *next, uint32_t nbytes, uint32_t segments, uint32_t room) {
-    return last->length && last->length % first->size == 0 && next->length &&
-           nbytes + next->length <= room && segments + next->segments <= MAX_SEGMENTS &&
+    return segments + next->segments <= how->segments && last->length &&
+           last->length % first->size == 0 && next->length && nbytes + next->length <= room &&
            (next->size == first->size || (next->segments == 1 && next->length < first->size)) &&
            (!how->own_names || same_name(first, next)) &&
            (!how->controls || same_control(first, next));
@@ -113,8 +115,8 @@ static int lay_out_one(struct tx *tx, int index, int iovecs, Rows *rows, const s
     struct iovec *iovec = &tx->iovecs[iovecs];
     *iovec = (struct iovec){(char *)row->base + place->offset, left};
     if (left > row->size) {
-        uint32_t most = how->gso ? (row->length <= whole ? whole : room) / row->size : 1;
-        most = most < 1 ? 1 : most > MAX_SEGMENTS ? MAX_SEGMENTS : most;
+        uint32_t most = (row->length <= whole ? whole : room) / row->size;
+        most = most < 1 ? 1 : most > how->segments ? how->segments : most;
         segments = (left - 1) / row->size + 1;
         if (segments > most) {
             segments = most;
@@ -128,7 +130,7 @@ static int lay_out_one(struct tx *tx, int index, int iovecs, Rows *rows, const s
         place->offset = 0;
         /* Only what begins with its row is joined by others: a rest is the kernel's limits' doing. */
         const struct row *last = row;
-        int joins = how->gso && nbytes == row->length;
+        int joins = nbytes == row->length;
         while (joins && place->row < rows->count) {
             const struct row *next = &rows->rows[place->row];
             if (!may_follow(how, row, last, next, nbytes, segments, room))
@@ -180,7 +182,7 @@ static int lay_out(Outgoing *sending) {
     struct layout how = {.own_names = name == Py_True,
                          /* of a received row they are what the kernel said, and not to be said */
                          .controls = rows->addresses != NULL,
-                         .gso = sending->gso && !sending->single,
+                         .segments = sending->single ? 1 : (uint32_t)sending->segments,
                          .family = sending->family};
     if (PyBytes_Check(name)) {
         how.name = PyBytes_AsString(name);
@@ -204,7 +206,23 @@ static void let_go(Outgoing *sending) {
     sending->count = sending->done = 0;
 }
 
-/* outgoing(rows, name, family) -> Outgoing, and nothing of it is sent yet.
+/* Nothing of it is sent yet. Steals the reference to the rows, also when it fails. */
+static Outgoing *outgoing_new(State *state, Rows *rows, PyObject *name_owner, int family) {
+    Outgoing *sending = rows ? PyObject_New(Outgoing, state->outgoing_type) : NULL;
+    if (!sending) {
+        Py_XDECREF(OBJECT(rows));
+        return NULL;
+    }
+    memset((char *)sending + offsetof(Outgoing, state), 0,
+           sizeof *sending - offsetof(Outgoing, state));
+    sending->state = state;
+    sending->rows = rows;
+    sending->name_owner = Py_NewRef(name_owner);
+    sending->family = family;
+    return sending;
+}
+
+/* outgoing(rows, name, family) -> Outgoing.
  *
  * `name` is raw bytes for all rows, None for the connected peer, or True: each row its own. */
 PyObject *outgoing(PyObject *module, PyObject *const *args, Py_ssize_t count) {
@@ -218,17 +236,63 @@ PyObject *outgoing(PyObject *module, PyObject *const *args, Py_ssize_t count) {
         !(PyBytes_Check(args[1]) && PyBytes_Size(args[1]) <= NAME_SIZE))
         return PyErr_Format(PyExc_ValueError, "a name has at most %d bytes", NAME_SIZE);
     Rows *rows = args[1] == Py_True ? rows_gathered((Rows *)args[0]) : (Rows *)Py_NewRef(args[0]);
-    Outgoing *sending = rows ? PyObject_New(Outgoing, state->outgoing_type) : NULL;
-    if (!sending) {
-        Py_XDECREF(OBJECT(rows));
-        return NULL;
+    return (PyObject *)outgoing_new(state, rows, args[1], (int)family);
+}
+
+/* joined(outgoings) -> Outgoing of all their rows, in their order, each for whom it is for.
+ *
+ * Nothing of them may be sent yet. They stay as they are: should a message be refused, the caller goes
+ * on with them. So nobody asks the joined one for its content, which has no addresses of its own. */
+PyObject *joined(PyObject *module, PyObject *list) {
+    State *state = state_of(module);
+    PyObject *sources = PySequence_Tuple(list);
+    Rows *rows = sources ? rows_new(state) : NULL;
+    Outgoing *sending = NULL;
+    if (!rows)
+        goto done;
+    Py_ssize_t parts = PyTuple_Size(sources);
+    long long count = 0;
+    int family = AF_UNSPEC;
+    for (Py_ssize_t i = 0; i < parts; i++) {
+        Outgoing *part = (Outgoing *)PyTuple_GetItem(sources, i);
+        if (Py_TYPE(OBJECT(part)) != state->outgoing_type || part->begin.row || part->begin.offset) {
+            PyErr_Format(PyExc_ValueError, "only what is not sent yet can be joined");
+            goto done;
+        }
+        count += part->rows->count;
+        family = part->family;
     }
-    memset((char *)sending + offsetof(Outgoing, state), 0,
-           sizeof *sending - offsetof(Outgoing, state));
-    sending->state = state;
-    sending->rows = rows;
-    sending->name_owner = Py_NewRef(args[1]);
-    sending->family = (int)family;
+    if (count > MAX_PIECES) {
+        PyErr_Format(PyExc_ValueError, "%lld rows are too many", count);
+        goto done;
+    }
+    rows->extra = Py_NewRef(sources);
+    rows->owner = Py_NewRef(sources);
+    rows->addresses = PyList_New(0); /* that there are some says that control messages are ours */
+    rows->rows = rows->memory = malloc((size_t)(count ? count : 1) * sizeof(struct row));
+    if (!rows->rows)
+        PyErr_NoMemory();
+    if (!rows->rows || !rows->addresses)
+        goto done;
+    for (Py_ssize_t i = 0; i < parts; i++) {
+        Outgoing *part = (Outgoing *)PyTuple_GetItem(sources, i);
+        PyObject *name = part->name_owner;
+        for (int r = 0; r < part->rows->count; r++) {
+            struct row *row = &rows->rows[rows->count++];
+            *row = part->rows->rows[r];
+            if (!part->rows->addresses)
+                row->control_length = 0; /* of a received row: what the kernel said */
+            if (name != Py_True) {
+                row->name = name == Py_None ? NULL : PyBytes_AsString(name);
+                row->name_length = name == Py_None ? 0 : (uint16_t)PyBytes_Size(name);
+            }
+        }
+    }
+    rows_sum(rows);
+    sending = outgoing_new(state, (Rows *)Py_NewRef(OBJECT(rows)), Py_True, family);
+done:
+    Py_XDECREF(sources);
+    Py_XDECREF(OBJECT(rows));
     return (PyObject *)sending;
 }
 
@@ -247,22 +311,28 @@ static int work_of(const struct tx *tx, int index) {
     return 1 + (int)(tx->messages[index].nbytes >> 14);
 }
 
-/* send(fd, budget, gso, single) -> 0, or the errno with which nothing was sent; see the members.
+/* send(fd, budget, segments, single) -> 0, or the errno with which nothing was sent; see the members.
  *
- * One call, of as many messages as the budget of work allows. What is laid out stays so while
- * messages are refused one by one, and until then as long as the next call comes at once. */
+ * A message has at most so many `segments`; 0 and 1 are no GSO. One call, of as many messages as the
+ * budget of work allows. What is laid out stays so while messages are refused one by one, and until
+ * then as long as the next call comes at once. */
 static PyObject *outgoing_send(Outgoing *sending, PyObject *const *args, Py_ssize_t count) {
     if (count != 4)
         return PyErr_Format(PyExc_TypeError, "send takes 4 arguments, not %zd", count);
     long fd = PyLong_AsLong(args[0]), budget = PyLong_AsLong(args[1]);
-    char gso = args[2] == Py_True, single = args[3] == Py_True;
+    long segments = PyLong_AsLong(args[2]);
+    char single = args[3] == Py_True;
     if (PyErr_Occurred())
         return NULL;
+    if (segments < 0 || segments > MAX_SEGMENTS)
+        return PyErr_Format(PyExc_ValueError, "%ld segments", segments);
+    segments += !segments;
     if (sending->begin.row >= sending->rows->count)
         return PyErr_Format(PyExc_ValueError, "nothing is left");
     sending->work = 0;
-    if (sending->done == sending->count || sending->gso != gso || sending->single != single) {
-        sending->gso = gso;
+    if (sending->done == sending->count || sending->segments != segments ||
+        sending->single != single) {
+        sending->segments = (int)segments;
         sending->single = single;
         if (lay_out(sending) < 0)
             return NULL;
@@ -350,7 +420,7 @@ static PyGetSetDef outgoing_getset[] = {
 };
 static PyMethodDef outgoing_methods[] = {
     {"send", (PyCFunction)(void (*)(void))outgoing_send, METH_FASTCALL,
-     "send(fd, budget, gso, single) -> 0, or the errno with which nothing was sent"},
+     "send(fd, budget, segments, single) -> 0, or the errno with which nothing was sent"},
     {"skip", (PyCFunction)(void (*)(void))outgoing_skip, METH_FASTCALL,
      "skip(train, offset): leave out what is before, which was refused"},
     {NULL, NULL, 0, NULL},

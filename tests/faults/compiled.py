@@ -192,7 +192,12 @@ LOOKS: dict[str, Callable[[Scene], Case]] = {
         ("what is in its slab", lambda scene: scene.received(LARGE)),
         ("what a program made", lambda scene: scene.rows.rows(*scene.made())),
     )
-    for question, *arguments in (("row", 0), ("train", 2), ("trains",), ("packets",))
+    for question, *arguments in (
+        ("row", 0),
+        ("train", 2),
+        ("trains",),
+        ("packets",),
+    )
 }
 
 
@@ -208,6 +213,51 @@ def make_rows(scene: Scene) -> Case:
             memory.append(0)
 
     return partial(scene.rows.rows, *lists), check
+
+
+def part_what_came_in(scene: Scene) -> Case:
+    """Parts are rows over the same slab, and go with it."""
+    scene.into.sendto(b"from itself", scene.here)
+    rows = scene.received(LARGE)
+    expected = {scene.here: [b"from itself"], scene.there: LARGE}
+
+    def check(parts: dict[Any, Any]) -> None:
+        assert list(parts) == list(expected)
+        for address, part in parts.items():
+            assert part.packets() == [(packet, address) for packet in expected[address]]
+        assert scene.pool.statistics()[0] == 1
+
+    return rows.by_address, check
+
+
+def part_what_a_program_made(scene: Scene) -> Case:
+    rows = scene.rows.rows(*scene.made())
+
+    def check(parts: dict[Any, Any]) -> None:
+        assert {a: part.packets() for a, part in parts.items()} == {
+            None: [(b"aa", None), (b"cc", None)],
+            "b": [(b"bb", "b"), (b"dddd", "d")],
+        }
+
+    return rows.by_address, check
+
+
+def part_what_one_peer_sent(scene: Scene) -> Case:
+    rows = scene.received(SMALL)
+    return rows.by_address, equals({scene.there: rows})
+
+
+def detach_what_came_in(scene: Scene) -> Case:
+    rows = scene.received(LARGE)
+    looks = [rows.row(index)[1:] for index in range(3)]
+
+    def check(detached: Any) -> None:  # noqa: ANN401
+        assert detached.packets() == rows.packets()
+        assert [detached.row(index)[1:] for index in range(3)] == looks
+        assert isinstance(detached.row(0)[0], bytes)
+        assert detached.detached() is detached
+
+    return rows.detached, check
 
 
 def prepare_rows(scene: Scene, name: object, order: list[bytes]) -> Case:
@@ -238,27 +288,27 @@ def outgoing_to_here(scene: Scene) -> Any:  # noqa: ANN401
 def send(scene: Scene) -> Case:
     """The memory of the call before is in use, so that this one needs some."""
     holder, outgoing = outgoing_to_here(scene), outgoing_to_here(scene)
-    assert holder.send(-1, 1, True, False) == errno.EBADF
+    assert holder.send(-1, 1, 64, False) == errno.EBADF
 
     def check(told: object) -> None:
         assert told == 0
         assert not holder.messages
         while outgoing.more:
-            assert outgoing.send(scene.out.fileno(), 9, False, False) == 0
+            assert outgoing.send(scene.out.fileno(), 9, 0, False) == 0
         assert (outgoing.messages, outgoing.datagrams, outgoing.nbytes) == (3, 3, 6)
         assert scene.queued() == [b"ab", b"cd", b"ef"]
 
-    return partial(outgoing.send, scene.out.fileno(), 9, False, False), check
+    return partial(outgoing.send, scene.out.fileno(), 9, 0, False), check
 
 
 def skip(scene: Scene) -> Case:
     outgoing = outgoing_to_here(scene)
-    assert outgoing.send(-1, 9, False, False) == errno.EBADF
+    assert outgoing.send(-1, 9, 0, False) == errno.EBADF
 
     def check(told: object) -> None:
         assert told is None
         assert (outgoing.train, outgoing.offset) == (0, 2)
-        assert outgoing.send(scene.out.fileno(), 9, False, False) == 0
+        assert outgoing.send(scene.out.fileno(), 9, 0, False) == 0
         assert scene.queued() == [b"cd", b"ef"]
 
     return partial(outgoing.skip, 0, 2), check
@@ -292,7 +342,7 @@ def import_it(scene: Scene) -> Case:
         for module in modules:
             if hasattr(module, "Outgoing"):  # it was executed to the end
                 rows = module.rows([b"x"], [1], [None], None, [None])
-                assert module.outgoing(rows, None, 2).send(-1, 1, True, False) == errno.EBADF
+                assert module.outgoing(rows, None, 2).send(-1, 1, 64, False) == errno.EBADF
 
     return partial(next, map(_imp.exec_dynamic, modules)), check
 
@@ -312,6 +362,10 @@ CASES: dict[str, Callable[[Scene], Case]] = {
         receive_an_error,
         make_rows,
         gather_rows,
+        part_what_came_in,
+        part_what_a_program_made,
+        part_what_one_peer_sent,
+        detach_what_came_in,
         prepare_rows_for_one_peer,
         send,
         skip,
@@ -322,5 +376,7 @@ CASES: dict[str, Callable[[Scene], Case]] = {
 } | LOOKS
 
 
-SOMETHING_FAILS = {case for case in CASES if case.startswith(("get_", "receive_", "gather_"))}
+SOMETHING_FAILS = {
+    case for case in CASES if case.startswith(("get_", "receive_", "gather_", "part_", "detach_"))
+}
 """Those that allocate in both ways."""

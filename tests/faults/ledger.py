@@ -209,6 +209,10 @@ class Ledger:
             raise AssertionError(f"{name} was never written by this ledger")
         return book
 
+    def times(self, name: Name) -> int:
+        """How often a datagram was delivered."""
+        return self._book(name).times[name.number]
+
     def account(self, queued: Iterable[bytes] = ()) -> Account:
         """Draw the account; ``queued`` are the datagrams that still wait in a sender."""
         waiting: dict[int, set[int]] = {}

@@ -222,31 +222,6 @@ async def test_f28_a_second_reader_is_refused_and_the_first_is_not_disturbed() -
         laws.l2_clean(book.account())
 
 
-@pytest.mark.own_network
-async def test_f28_a_second_writer_is_refused_and_the_first_is_not_disturbed() -> None:
-    netns.slow_link("8mbit", burst=3000)
-    book = ledger.Ledger()
-    with sockets.udp(send_buffer=2304) as out, sockets.udp() as into:
-        sender, receiver = UdpBatchSender(out, gso=False), UdpBatchReceiver(into)
-        target = into.getsockname()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(sender.send, harness.batch_of(book.write_many(60, size=900), target))
-            await wait_all_tasks_blocked()
-            assert not sender.is_empty
-            before = sender.statistics().datagrams_submitted
-            for _ in range(3):
-                with pytest.raises(trio.BusyResourceError):
-                    await sender.flush()
-                with pytest.raises(trio.BusyResourceError):
-                    await sender.send(harness.batch_of([b"x"], target))
-                with pytest.raises(trio.BusyResourceError):
-                    sender.send_nowait(harness.batch_of([b"x"], target))
-            assert sender.statistics().datagrams_submitted == before
-        await harness.collect(receiver, book)
-        laws.l2_clean(book.account())
-        laws.sender_adds_up(sender.statistics(), book.account())
-
-
 # -- F29: fork
 
 

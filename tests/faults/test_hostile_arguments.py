@@ -260,12 +260,21 @@ def test_f39_receivers_are_refused_or_receive(batch_size: Any, pool: Any, gro: A
 
 
 @many
-@hypothesis.given(batch_size=numbers, max_packet_size=numbers, gso=anything)
-def test_f39_senders_are_refused_or_send(batch_size: Any, max_packet_size: Any, gso: Any) -> None:  # noqa: ANN401
+@hypothesis.given(batch_size=numbers, max_packet_size=numbers, gso=anything, max_segments=numbers)
+def test_f39_senders_are_refused_or_send(
+    batch_size: Any,  # noqa: ANN401
+    max_packet_size: Any,  # noqa: ANN401
+    gso: Any,  # noqa: ANN401
+    max_segments: Any,  # noqa: ANN401
+) -> None:
     with sockets.udp() as sock:
         with only_documented():
             sender = UdpBatchSender(
-                sock, batch_size=batch_size, max_packet_size=max_packet_size, gso=gso
+                sock,
+                batch_size=batch_size,
+                max_packet_size=max_packet_size,
+                gso=gso,
+                max_segments=max_segments,
             )
             assert 1 <= batch_size <= MAX_BATCH_SIZE
             sender.try_queue_packet(b"x", sock.getsockname())

@@ -9,6 +9,7 @@ from typing import assert_type
 import trio
 
 from snaptun_trio import (
+    ECN,
     MAX_BATCH_SIZE,
     Address,
     BatchPump,
@@ -41,11 +42,17 @@ def values() -> None:
     assert_type(train.address, Address | None)
     assert_type(train, PacketTrain[Address | None])  # may be for the connected peer
     assert_type(train.timestamp_ns, int | None)
+    assert_type(train.ecn, ECN | None)
+    PacketTrain(b"one", 3, None, ecn=ECN.CE)
     assert_type(iter(train), Iterator[bytes])
     assert_type(train.to(("2001:db8::1", 9, 0, 0)), PacketTrain[Address])
     assert_type(PacketTrain.pack([b"one", bytearray(2)], None), list[PacketTrain])
     batch = PacketBatch([train])
     assert_type(batch.trains, tuple[PacketTrain, ...])
+    assert_type(PacketBatch.pack([(b"one", None), (bytearray(2), ("192.0.2.1", 9))]), PacketBatch)
+    assert_type(batch.by_address(), dict[Address | None, PacketBatch])
+    assert_type(batch.packets(), list[tuple[bytes, Address | None]])
+    assert_type(batch.detach(), PacketBatch)
     assert_type(batch.to(None), PacketBatch)
     assert_type(len(batch) + batch.nbytes + batch.truncated + MAX_BATCH_SIZE, int)
     for packet, address in batch:
@@ -59,6 +66,9 @@ def received(train: PacketTrain[Address], batch: PacketBatch[Address]) -> None:
     assert_type(train.address, Address)  # never None: the kernel says where it came from
     assert_type(batch.trains, tuple[PacketTrain[Address], ...])
     assert_type([address for _, address in batch], list[Address])
+    assert_type(batch.by_address(), dict[Address, PacketBatch[Address]])
+    assert_type(batch.packets(), list[tuple[bytes, Address]])
+    assert_type(batch.detach(), PacketBatch[Address])
     either: PacketBatch = batch
     PacketBatch([train, PacketTrain(b"one", 3, None), *either.trains])
     assert_type(batch.to(None), PacketBatch)
@@ -117,7 +127,7 @@ async def receiver(sock: trio.socket.SocketType) -> None:
 
 
 async def sender(sock: trio.socket.SocketType, packet: Packet, batch: PacketBatch) -> None:
-    with UdpBatchSender(sock, batch_size=64, max_packet_size=1200, gso=False) as sender:
+    with UdpBatchSender(sock, batch_size=64, max_packet_size=1200, max_segments=9) as sender:
         channel: trio.abc.SendChannel[PacketBatch] = sender
         await channel.send(batch)
         try:

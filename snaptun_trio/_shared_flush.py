@@ -1,0 +1,190 @@
+# One flush for many tasks: who sends, and who waits for it.
+#
+# Any number of tasks put something into one queue. One of them sends, and waits for the socket
+# where it is full: the first that finds nobody doing so. It sends everything, the others' too, and
+# goes when its own is over; then one of those who still wait takes its place. So nothing stays in
+# the queue while somebody waits for it, and nobody sends for others for ever.
+#
+# Where the queue is full, those who want to put something in stand in a line, and whoever makes
+# room lets them in, in their order. This file must not know what is sent, nor what a refusal means.
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeAlias
+
+import trio
+
+from ._flush import FlushStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ._flush import Flush
+    from ._send_queue import SendQueue
+    from ._waiter import ReadinessWaiter
+
+    _Admission: TypeAlias = Callable[[], int]  # puts something into the queue: its number
+
+
+class _Waiting:
+    """What a task waits for, and how that ended."""
+
+    __slots__ = ("error", "number", "to_send", "what")
+
+    def __init__(self, what: int | _Admission) -> None:
+        self.what = what
+        self.number: int | None = None
+        self.error: Exception | None = None
+        self.to_send = False  # whether it was woken to send, and keeps its place until it does
+
+
+class SharedFlush:
+    """Sends what is queued, for all who wait for it.
+
+    Args:
+      queue, flush, waiter: the sender's.
+      most: with so many datagrams the queue is full.
+    """
+
+    def __init__(self, queue: SendQueue, flush: Flush, waiter: ReadinessWaiter, most: int) -> None:
+        self._queue = queue
+        self._flush = flush
+        self._waiter = waiter
+        self._most = most
+        self._sending = False  # whether a task sends, or waits for the socket
+        # In the order in which they came: those who wait for a number to be over, and those who
+        # wait to be let in, with what they want to put in.
+        self._waiting: dict[trio.lowlevel.Task, _Waiting] = {}
+        self._to_let_in = 0
+
+    async def enter(self, admission: _Admission) -> int:  # noqa: ASYNC910
+        """Put something into the queue, when there is room. Returns its number.
+
+        No checkpoint where there is room at once. If cancelled, nothing was put in.
+
+        Raises:
+          trio.ClosedResourceError: the sender or the socket is closed, before or during it.
+          Exception: what ``admission`` raises.
+        """
+        number: int | None = None
+        if not self._to_let_in:
+            number = self._let_in(admission)
+        while number is None:  # noqa: ASYNC913
+            if self._sending:
+                self._to_let_in += 1
+                number = await self._wait_for(admission)
+            else:
+                number = await self._send(lambda: self._let_in(admission))
+        return number
+
+    async def until_over(self, number: int) -> None:  # noqa: ASYNC910
+        """Wait until everything up to a number is sent or refused. No checkpoint where it is.
+
+        If cancelled, what is left of it stays in the queue.
+
+        Raises:
+          trio.ClosedResourceError: the sender or the socket is closed, before or during it.
+        """
+        while not self._queue.over(number):  # noqa: ASYNC913
+            if self._sending:
+                await self._wait_for(number)
+            else:
+                await self._send(lambda: self._queue.over(number) or None)
+
+    def now(self) -> FlushStatus:
+        """Send what can be sent now, and see who need not wait any more."""
+        try:
+            return self._flush.all_now()
+        finally:
+            self._wake()
+
+    def one_turn(self) -> None:
+        """Send what is sent in one turn, unless another task does."""
+        if not self._sending:
+            try:
+                self._flush.turn()
+            finally:
+                self._wake()
+
+    def closed(self) -> None:
+        """The sender was closed, and its queue is empty: nobody need wait any more."""
+        for task, waiting in list(self._waiting.items()):
+            waiting.error = trio.ClosedResourceError("the sender is closed")
+            self._let_go(task, waiting)
+
+    # -- how
+
+    def _let_in(self, admission: _Admission) -> int | None:
+        """Put something in if there is room, `None` where there is none."""
+        return admission() if self._queue.datagrams < self._most else None
+
+    async def _send(self, reached: Callable[[], int | None]) -> int:
+        """Send everything until something is reached; what that gives."""
+        self._sending = True
+        try:
+            while (result := reached()) is None:  # noqa: ASYNC913
+                status = self._flush.turn()
+                if (result := reached()) is not None:
+                    break
+                self._wake()
+                if status is FlushStatus.BLOCKED:
+                    await self._waiter.wait()
+                else:
+                    await trio.lowlevel.checkpoint()
+                    self._waiter.check_open()
+            return result  # noqa: ASYNC910
+        finally:
+            self._sending = False
+            self._wake()
+
+    async def _wait_for(self, what: int | _Admission) -> int | None:
+        """Wait until somebody else brought it about. `None` for whoever is to send next."""
+        task = trio.lowlevel.current_task()
+        waiting = self._waiting[task] = _Waiting(what)
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            self._forget(task)
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(abort)
+        while task in self._waiting:  # woken to send
+            if not self._sending:
+                self._forget(task)
+                return None
+            waiting.to_send = False  # another one was first
+            await trio.lowlevel.wait_task_rescheduled(abort)
+        if waiting.error is not None:
+            raise waiting.error
+        return waiting.number
+
+    def _forget(self, task: trio.lowlevel.Task) -> None:
+        if not isinstance(self._waiting.pop(task).what, int):
+            self._to_let_in -= 1
+
+    def _let_go(self, task: trio.lowlevel.Task, waiting: _Waiting) -> None:
+        self._forget(task)
+        if not waiting.to_send:
+            trio.lowlevel.reschedule(task)
+
+    def _wake(self) -> None:
+        """Let in whoever fits, and wake those whose matter is over; and one to send, if need be."""
+        if not self._waiting:
+            return
+        let_in = False  # who was let in sends next, or finds it sent
+        for task, waiting in list(self._waiting.items()):
+            what = waiting.what
+            if isinstance(what, int):
+                if self._queue.over(what):
+                    self._let_go(task, waiting)
+            elif self._queue.datagrams < self._most:
+                try:
+                    waiting.number = what()
+                    let_in = True
+                except Exception as error:
+                    waiting.error = error
+                self._let_go(task, waiting)
+        if self._waiting and not self._sending and not let_in:
+            task, first = next(iter(self._waiting.items()))
+            if not first.to_send:
+                first.to_send = True
+                trio.lowlevel.reschedule(task)
