@@ -27,7 +27,7 @@ from snaptun_trio import (
     UdpBatchReceiver,
     UdpReceiverGroup,
 )
-from snaptun_trio._batch import ReceiveLosses
+from snaptun_trio._losses import ReceiveLosses
 
 from . import ends, groups, scripted
 

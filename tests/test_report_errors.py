@@ -11,7 +11,7 @@ import trio
 import trio.testing
 
 from snaptun_trio import PacketTrain, UdpBatchReceiver
-from snaptun_trio._batch import ReceiveLosses
+from snaptun_trio._losses import ReceiveLosses
 
 from . import ends, scripted
 
