@@ -10,6 +10,11 @@ from ._errors import (
     SendBatchError,
     SendFailure,
 )
+from ._group_errors import (
+    ReceiverClosedError,
+    ReceiverFailedError,
+    ReceiverGroupError,
+)
 from ._incoming import IncomingChannel
 from ._kernel import choose_backend as _choose_backend
 from ._kernel._abi import MAX_BATCH_SIZE
@@ -17,6 +22,7 @@ from ._open import open_batch_pump
 from ._pool import PacketBufPool
 from ._pump import BatchPump
 from ._receiver import UdpBatchReceiver
+from ._receiver_group import UdpReceiverGroup
 from ._sender import UdpBatchSender
 from ._sockets import open_udp_socket
 from ._statistics import (
@@ -43,12 +49,16 @@ __all__ = [
     "PumpStatistics",
     "QueueFullError",
     "QueuePacketError",
+    "ReceiverClosedError",
+    "ReceiverFailedError",
+    "ReceiverGroupError",
     "ReceiverStatistics",
     "SendBatchError",
     "SendFailure",
     "SenderStatistics",
     "UdpBatchReceiver",
     "UdpBatchSender",
+    "UdpReceiverGroup",
     "__version__",
     "backend",
     "backend_reason",

@@ -79,6 +79,10 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch[Address]]):
       packet_info: report where each train arrived, in ``train.local_address`` and
         ``train.interface_index``.
       timestamps: report when the kernel received each train, in ``train.timestamp_ns``.
+      report_errors: on a connected socket, raise what ICMP messages say of datagrams that were sent
+        earlier, such as `ConnectionRefusedError`. They are counted all the same, and without it
+        they are only counted. The kernel tells each to whichever call comes first: what a send call
+        heard is in the sender's ``asynchronous_errors``.
 
     Raises:
       TypeError: an argument has the wrong type.
@@ -96,6 +100,7 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch[Address]]):
         ecn: bool = False,
         packet_info: bool = False,
         timestamps: bool = False,
+        report_errors: bool = False,
     ) -> None:
         self._io = socket_io(socket)
         check_int("batch_size", batch_size, 1, MAX_BATCH_SIZE)
@@ -123,7 +128,9 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch[Address]]):
         self._waiter = ReadinessWaiter(self._io, reading=True)
         self._slots = min(_FIRST_SLOTS, batch_size)  # what the next call is offered
         self._filled = False  # whether the last call took all that it was offered
+        self._report_errors = bool(report_errors)
         self._held: PacketBatch[Address] | None = None
+        self._late_error: OSError | None = None  # that came behind what was delivered
         self._uncounted: Messages | None = None  # there was no memory to count them with
         self._drops_before = self._io.drops()
         self._drops: int | None = None
@@ -150,6 +157,11 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch[Address]]):
         """The most messages that one system call takes."""
         return self._batch_size
 
+    @property
+    def report_errors(self) -> bool:
+        """Whether errors about earlier datagrams are raised, where the socket is connected."""
+        return self._report_errors
+
     @trio.lowlevel.enable_ki_protection
     async def receive(self) -> PacketBatch[Address]:
         """Receive everything that is queued, at least one datagram, waiting for it if need be.
@@ -158,8 +170,10 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch[Address]]):
 
         Raises:
           trio.ClosedResourceError: the receiver or the socket is closed, before or during it.
-          trio.BusyResourceError: another task is receiving.
-          OSError: the kernel reported an error that is not about an earlier datagram.
+          trio.BusyResourceError: another task is receiving, or a `UdpReceiverGroup`.
+          OSError: the kernel reported an error that is not about an earlier datagram; or one that
+            is, with ``report_errors``. After the latter the receiver is as good as before, and
+            what had come with the error was delivered by the call before.
         """
         with self._waiter:
             await trio.lowlevel.checkpoint_if_cancelled()
@@ -203,6 +217,9 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch[Address]]):
             batch = self._take()
         except trio.ClosedResourceError:
             return False  # the next `receive` says so
+        except OSError as error:
+            self._late_error = error  # what is in ``batches`` goes first
+            return False
         if batch is None:
             return False
         batches.append(batch)
@@ -289,6 +306,9 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch[Address]]):
             batch, self._held = self._held, None
             return batch
         for errors in range(_MOST_ERRORS):
+            if self._late_error is not None:
+                late, self._late_error = self._late_error, None
+                raise late
             try:
                 messages = self._uncounted
                 if messages is None:
@@ -299,6 +319,9 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch[Address]]):
                 if error.errno not in _errnos.ASYNCHRONOUS:
                     raise
                 self._waiter.asynchronous_errors[error.errno or 0] += 1
+                if self._is_reported(error):
+                    self._waiter.fruitless = 0
+                    raise
                 continue
             if messages is None:
                 if errors:
@@ -341,6 +364,18 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch[Address]]):
         self._bytes_unknown += losses.bytes_unknown
         if losses.error is not None:
             self._waiter.asynchronous_errors[losses.error.errno or 0] += 1
+            if self._is_reported(losses.error):
+                self._late_error = losses.error
+                self._waiter.tell_group()
+
+    def _is_reported(self, error: OSError) -> bool:
+        """Whether an error about an earlier datagram is to be raised."""
+        about_earlier = error.errno in _errnos.ASYNCHRONOUS
+        return self._report_errors and about_earlier and self._io.peer() is not None
+
+    def _has_something(self) -> bool:
+        """For the group: whether there is something that the kernel does not know of any more."""
+        return not (self._held is None and self._late_error is None and self._uncounted is None)
 
 
 @trio.lowlevel.disable_ki_protection

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import trio
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import TracebackType
 
     from ._kernel._interface import SocketIO
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # What strangers can do must not look like that, at whatever rate they do it. A datagram with a bad
 # checksum wakes us and gives nothing; but it is gone then, the socket is no longer called ready,
 # and where the next one has come meanwhile, the count of what the kernel dropped has moved.
-_PATIENCE = 16
+PATIENCE = 16
 _FIRST_PAUSE = 0.001  # seconds
 _LONGEST_PAUSE = 0.064
 
@@ -56,13 +56,14 @@ class ReadinessWaiter:
         self._scope: trio.CancelScope | None = None
         self._lasting: trio.CancelScope | None = None
         self._lasting_task: trio.lowlevel.Task | None = None
+        self._tell: Callable[[], object] | None = None  # of the group that waits for it
         self.fruitless = 0
         self.closed = False
         self.asynchronous_errors: Counter[int] = Counter()
 
     def __enter__(self) -> None:
         if self._busy:
-            raise trio.BusyResourceError("another task is already receiving from this receiver")
+            self.check_free()
         self._busy = True
 
     def __exit__(
@@ -98,6 +99,42 @@ class ReadinessWaiter:
         if self._io.sock.fileno() < 0:
             raise trio.ClosedResourceError("the socket was closed") from None
 
+    def check_free(self) -> None:
+        """Refuse to go on while a task, or a group, is receiving.
+
+        Raises:
+          trio.BusyResourceError: one is.
+        """
+        if self._tell is not None:
+            raise trio.BusyResourceError("a group is receiving from this receiver")
+        if self._busy:
+            raise trio.BusyResourceError("another task is already receiving from this receiver")
+
+    def join(self, tell: Callable[[], object]) -> None:
+        """Let a group wait for this direction, and keep all others out, until `leave`.
+
+        Args:
+          tell: is called by `close`, and by `tell_group`.
+
+        Raises:
+          trio.ClosedResourceError: see `check_open`.
+          trio.BusyResourceError: a task is receiving, or another group.
+        """
+        self.check_open()
+        self.check_free()
+        self._busy = True
+        self._tell = tell
+
+    def leave(self) -> None:
+        """The group waits no longer."""
+        self._tell = None
+        self._busy = False
+
+    def tell_group(self) -> None:
+        """There is something to be had of which the socket says nothing: tell the group, if any."""
+        if self._tell is not None:
+            self._tell()
+
     async def wait(self) -> None:
         """Wait until the socket is ready, or until a pause is over that keeps us from spinning.
 
@@ -108,7 +145,7 @@ class ReadinessWaiter:
         """
         # Not even to be asked with a closed socket: trio would remember descriptor -1 as taken.
         self.check_open()
-        if self.fruitless and self._something_happened():
+        if self.fruitless and self.something_happened():
             self.fruitless = 0
         try:
             if self._lasting is not None and self._lasting_task is trio.lowlevel.current_task():
@@ -122,15 +159,20 @@ class ReadinessWaiter:
         self.check_open()
 
     async def _wait_or_pause(self) -> None:
-        if self.fruitless >= _PATIENCE:
-            doublings = min(self.fruitless - _PATIENCE, 16)
-            await trio.sleep(min(_FIRST_PAUSE * 2.0**doublings, _LONGEST_PAUSE))
+        if self.fruitless >= PATIENCE:
+            await trio.sleep(self.pause)
             self.check_open()  # the owner may have closed the socket during the pause
         await self._wait()
         # Only a wake-up can be fruitless: a wait that was cancelled says nothing of the socket.
         self.fruitless += 1
 
-    def _something_happened(self) -> bool:
+    @property
+    def pause(self) -> float:
+        """How long to leave the socket alone after so many fruitless wake-ups, in seconds."""
+        doublings = min(self.fruitless - PATIENCE, 16)
+        return min(_FIRST_PAUSE * 2.0**doublings, _LONGEST_PAUSE)
+
+    def something_happened(self) -> bool:
         """Whether a wake-up that brought nothing had a reason that is gone now."""
         errors = self._io.drain_errors()
         self.asynchronous_errors += errors
@@ -146,3 +188,4 @@ class ReadinessWaiter:
         self.closed = True
         if self._scope is not None:
             self._scope.cancel(reason="closed while waiting")
+        self.tell_group()

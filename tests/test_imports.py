@@ -143,6 +143,16 @@ def test_what_programs_are_tested_with_stands_beside_the_package() -> None:
         assert "import pytest" not in path.read_text(encoding="utf-8"), path.name
 
 
+def test_the_group_knows_no_sender_and_the_poller_no_receiver() -> None:
+    assert "_sender" not in reached_from("_receiver_group")
+    assert imported_by("_kernel._poller") <= {"_kernel._interface"}
+    assert {one.importer for one in IMPORTS if one.imported == "_kernel._poller"} == {
+        "_receiver_group"
+    }
+    assert {one.importer for one in IMPORTS if one.imported == "_receiver_group"} == {""}
+    assert imported_by("_group_errors") == {"_receiver"}
+
+
 def test_the_pool_knows_no_socket() -> None:
     known = imported_by("_pool")
     assert not known & {"_kernel._sockets", "_kernel._linux", "_kernel._portable", "_waiter"}

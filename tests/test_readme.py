@@ -169,6 +169,30 @@ async def test_receive_examples_count_and_measure() -> None:
             assert await receive.longest_by_peer(sock) == {one.getsockname(): 4}
 
 
+async def test_many_sockets_example_receives_on_all_until_all_are_closed() -> None:
+    many = example("many_sockets")
+    sockets = [await bound_socket() for _ in range(5)]
+    seen: list[tuple[object, bytes]] = []
+    complaints: list[str] = []
+
+    def look_at(receiver: UdpBatchReceiver, packet: bytes, address: Address) -> None:
+        seen.append((receiver.socket, packet))
+
+    with await bound_socket() as peer, trio.fail_after(HANG_GUARD):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(
+                lambda: many.receive_on_all(sockets, look_at, complain=complaints.append)
+            )
+            for number, sock in enumerate(sockets):
+                await peer.sendto(b"%d" % number, sock.getsockname())
+                while len(seen) <= number:
+                    await trio.lowlevel.checkpoint()
+                sock.close()
+    assert seen == [(sock, b"%d" % number) for number, sock in enumerate(sockets)]
+    assert len(complaints) == len(sockets)
+    assert all("the socket was closed" in complaint for complaint in complaints)
+
+
 async def test_send_example_reaches_all_but_the_unreachable() -> None:
     send = example("send")
     packets = [b"packet %d" % number for number in range(100)]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from snaptun_trio import PacketBufPool, UdpBatchReceiver
+from snaptun_trio import PacketBufPool, UdpBatchReceiver, UdpReceiverGroup
 
 from ._client import beside, greet, greeted, open_client
 from ._loops import run_in_trio, run_on_loop
@@ -33,6 +33,7 @@ SOCKETS = 1_000
 RECEIVE_BUFFER = 64 << 10
 WARM_UP = 1_000
 COUNT, QUICK_COUNT = 3_000, 1_000
+GROUP = "receiver group"
 RECEIVERS = "receiver and task each"
 
 
@@ -47,8 +48,18 @@ class Told:
         return self._watch.tick()
 
 
+async def receive_with_group(sockets: Sequence[socket.socket], told: Told) -> None:
+    """A receiver for each socket, one pool, and one task for all: the documented loop."""
+    pool = PacketBufPool()
+    with UdpReceiverGroup([UdpBatchReceiver(sock, pool) for sock in sockets]) as group:
+        async for _receiver, batch in group:
+            for _packet, _address in batch:
+                if told():
+                    return
+
+
 async def receive_with_receivers(sockets: Sequence[socket.socket], told: Told) -> None:
-    """A receiver and a task for each socket, and one pool: the documented loop."""
+    """A receiver and a task for each socket, and one pool."""
     pool = PacketBufPool()
     async with trio.open_nursery() as nursery:
 
@@ -102,7 +113,11 @@ async def receive_with_protocols(sockets: Sequence[socket.socket], told: Told) -
         transport.close()
 
 
-IN_TRIO = {RECEIVERS: receive_with_receivers, "trio.socket": receive_with_trio_socket}
+IN_TRIO = {
+    GROUP: receive_with_group,
+    RECEIVERS: receive_with_receivers,
+    "trio.socket": receive_with_trio_socket,
+}
 
 
 def serve(variant: str, client: Address, count: int) -> float:

@@ -159,7 +159,10 @@ def programs() -> list[Program]:
             "1000 quiet sockets, one datagram each in turn, a datagram",
             beside_peers(
                 _program_quiet.sit,
-                {_program_quiet.RECEIVERS: {trio_socket: 1.0}},
+                {
+                    _program_quiet.GROUP: {"uvloop": 0.7},
+                    _program_quiet.RECEIVERS: {trio_socket: 1.0},
+                },
                 (trio_socket, *LOOPS),
             ),
         ),

@@ -15,8 +15,9 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from snaptun_trio import UdpBatchReceiver
+from snaptun_trio import UdpBatchReceiver, UdpReceiverGroup
 
+from .. import groups
 from . import harness, laws, ledger, packets, sockets, tun
 
 if TYPE_CHECKING:
@@ -129,6 +130,40 @@ async def test_f45_bad_checksums_at_the_worst_moment_cause_no_pause(
         assert len(waits) == WAKES + 1
         assert drops(receiver) == WAKES
         assert pauses == []
+
+
+@pytest.mark.own_network
+@pytest.mark.parametrize("poller", groups.POLLERS)
+async def test_f45_bad_checksums_send_no_member_of_a_group_to_rest(
+    monkeypatch: pytest.MonkeyPatch, poller: str
+) -> None:
+    """As fast as above: the socket is called ready each time, and another member is served."""
+    groups.use_poller(monkeypatch, poller)
+    with (
+        tun.Tun("tun0", ip=HERE, peer_ip=STRANGER) as device,
+        sockets.udp(HERE) as into,
+        sockets.udp(HERE) as other,
+    ):
+        receiver = UdpBatchReceiver(into)
+        target = into.getsockname()
+        tries = 0
+
+        def flood() -> None:
+            nonlocal tries
+            tries += 1
+            good = tries == WAKES
+            packet = packets.udp_packet((STRANGER, 7), target, b"good") if good else bad(target)
+            assert device.write(packet) == 0
+
+        after_each_fruitless_try(receiver, monkeypatch, flood)
+        with UdpReceiverGroup([receiver, UdpBatchReceiver(other)]) as group:
+            assert device.write(bad(target)) == 0
+            with trio.fail_after(harness.PATIENCE):
+                found, batch = await group.receive()
+            assert found is receiver
+            assert [packet for packet, _ in batch] == [b"good"]
+            assert not group._resting
+        assert drops(receiver) == WAKES
 
 
 @pytest.mark.own_network

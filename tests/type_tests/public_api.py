@@ -23,12 +23,16 @@ from snaptun_trio import (
     PumpStatistics,
     QueueFullError,
     QueuePacketError,
+    ReceiverClosedError,
+    ReceiverFailedError,
+    ReceiverGroupError,
     ReceiverStatistics,
     SendBatchError,
     SenderStatistics,
     SendFailure,
     UdpBatchReceiver,
     UdpBatchSender,
+    UdpReceiverGroup,
     open_batch_pump,
     open_udp_socket,
 )
@@ -90,6 +94,28 @@ def buffers() -> None:
     assert_type(pool.get(), memoryview)
     assert_type(pool.statistics(), PoolStatistics)
     assert_type(pool.statistics().slabs_in_use, int)
+
+
+async def receiver_group(sock: trio.socket.SocketType) -> None:
+    receiver = UdpBatchReceiver(sock, report_errors=True)
+    assert_type(receiver.report_errors, bool)
+    with UdpReceiverGroup([receiver]) as group:
+        channel: trio.abc.ReceiveChannel[tuple[UdpBatchReceiver, PacketBatch[Address]]] = group
+        assert_type(await channel.receive(), tuple[UdpBatchReceiver, PacketBatch[Address]])
+        assert_type(group.receive_nowait(), tuple[UdpBatchReceiver, PacketBatch[Address]])
+        assert_type(iter(group), Iterator[UdpBatchReceiver])
+        assert_type(len(group), int)
+        group.add(receiver)
+        group.discard(receiver)
+        try:
+            async for one, batch in group:
+                assert_type(one, UdpBatchReceiver)
+                assert_type(batch, PacketBatch[Address])
+        except ReceiverGroupError as error:
+            assert_type(error.receiver, UdpBatchReceiver)
+    closed: type[trio.ClosedResourceError] = ReceiverClosedError
+    failed: type[OSError] = ReceiverFailedError
+    del closed, failed
 
 
 async def receiver(sock: trio.socket.SocketType) -> None:
