@@ -1,8 +1,10 @@
-"""UDP in batches for trio: recvmmsg with GRO, sendmmsg with GSO, and a pump between the two."""
+"""UDP in batches for trio: recvmmsg with GRO, sendmmsg with GSO, for one peer or for many."""
 
 from __future__ import annotations
 
 from ._batch import PacketBatch
+from ._channel import UdpChannel
+from ._client import open_udp_channel
 from ._errors import (
     PacketTooLargeError,
     QueueFullError,
@@ -24,12 +26,16 @@ from ._pump import BatchPump
 from ._receiver import UdpBatchReceiver
 from ._receiver_group import UdpReceiverGroup
 from ._sender import UdpBatchSender
+from ._serve import serve_udp
+from ._server import UdpServer
 from ._sockets import open_udp_socket
 from ._statistics import (
+    ChannelStatistics,
     PoolStatistics,
     PumpStatistics,
     ReceiverStatistics,
     SenderStatistics,
+    ServerStatistics,
 )
 from ._train import ECN, Address, Packet, PacketTrain
 from ._version import __version__
@@ -39,6 +45,7 @@ __all__ = [
     "MAX_BATCH_SIZE",
     "Address",
     "BatchPump",
+    "ChannelStatistics",
     "IncomingChannel",
     "Packet",
     "PacketBatch",
@@ -56,14 +63,19 @@ __all__ = [
     "SendBatchError",
     "SendFailure",
     "SenderStatistics",
+    "ServerStatistics",
     "UdpBatchReceiver",
     "UdpBatchSender",
+    "UdpChannel",
     "UdpReceiverGroup",
+    "UdpServer",
     "__version__",
     "backend",
     "backend_reason",
     "open_batch_pump",
+    "open_udp_channel",
     "open_udp_socket",
+    "serve_udp",
 ]
 
 _chosen = _choose_backend()

@@ -396,3 +396,11 @@ def batch_of(messages: Messages, recipient: Recipient = PER_TRAIN_ADDRESS) -> Pa
 def messages_of(batch: PacketBatch) -> tuple[Messages, Recipient]:
     """What a batch is made of: its messages, and whom all of them are for instead."""
     return batch._messages, batch._recipient
+
+
+def first_train(batch: PacketBatch[AddressT_co]) -> PacketTrain[AddressT_co]:
+    """The first train of a batch that has one, without making the others."""
+    if batch._trains is not None:
+        return batch._trains[0]
+    train: PacketTrain[Any] = batch._messages.train(0)
+    return train

@@ -117,7 +117,7 @@ class Flush:
         """Account for what the kernel took."""
         if pending.errors:
             # It went through in the end, so the errors were about earlier datagrams.
-            self._waiter.asynchronous_errors.update(pending.errors)
+            self._waiter.note(pending.errors)
             self._known.doubt(pending.errors)
             pending.errors = ()
         pending.last_failure = None
@@ -158,7 +158,7 @@ class Flush:
         address, size = _first_datagram(pending)
         for other in pending.errors:
             if other != number:
-                self._waiter.asynchronous_errors[other] += 1
+                self._waiter.note((other,))
         self._known.learn(address, number, size, tries=len(pending.errors))
         pending.errors = ()
         end = pending.outgoing.end_train, pending.outgoing.end_offset

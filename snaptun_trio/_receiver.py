@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 from itertools import starmap
 from operator import length_hint
 from types import MappingProxyType
@@ -367,6 +368,12 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch[Address]]):
             if self._is_reported(losses.error):
                 self._late_error = losses.error
                 self._waiter.tell_group()
+
+    def _hear(self, number: int) -> None:
+        """For a channel: its sender was told of an error that the next receive is to raise."""
+        if self._is_reported(error := OSError(number, os.strerror(number))):
+            self._late_error = error
+            self._waiter.wake()
 
     def _is_reported(self, error: OSError) -> bool:
         """Whether an error about an earlier datagram is to be raised."""

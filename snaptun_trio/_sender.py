@@ -29,6 +29,7 @@ from ._waiter import ReadinessWaiter
 
 if TYPE_CHECKING:
     import socket as stdlib_socket
+    from collections.abc import Callable
 
     from ._errors import SendFailure
     from ._send_queue import PendingSend
@@ -333,7 +334,7 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
         if status is FlushStatus.BLOCKED and pending.place == (0, 0):
             self._queue.take_back(pending)
             # It is not told twice, and nobody else will ever know of it.
-            self._waiter.asynchronous_errors.update(pending.errors)
+            self._waiter.note(pending.errors)
             raise trio.WouldBlock
 
     def statistics(self) -> SenderStatistics:
@@ -392,6 +393,10 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
         await self._shared.until_over(number)
         if self._waiter.closed and number >= self._queue.cleared_from:
             raise trio.ClosedResourceError("the sender is closed")
+
+    def _tell_errors(self, listener: Callable[[int], object]) -> None:
+        """For a channel: the errno of an earlier datagram's error that a send is told of."""
+        self._waiter.on_error = listener
 
     def _withdraw(self, submission: Submission) -> None:
         """For the pump: discard what is left of a batch."""

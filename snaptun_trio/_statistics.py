@@ -7,6 +7,10 @@
 #     sender:    datagrams_submitted == datagrams_sent + datagrams_failed + datagrams_queued
 #                                       + datagrams_discarded
 #     receiver:  datagrams_received == datagrams_delivered + datagrams_held
+#     channel:   datagrams_received == datagrams_delivered + datagrams_waiting + datagrams_dropped
+#                                       + datagrams_discarded
+#     server:    datagrams_received == datagrams_delivered + datagrams_waiting + datagrams_dropped
+#                                       + datagrams_discarded + datagrams_refused + datagrams_shed
 #     pump:      datagrams_received + datagrams_added == datagrams_sent + datagrams_failed
 #                                       + datagrams_discarded + datagrams_waiting + datagrams_taken
 # with the datagrams of a train that arrived cut among the received ones only as far as they came
@@ -113,6 +117,66 @@ class SenderStatistics:
     """SO_SNDBUF, in bytes as the kernel accounts them; 0 once the socket is closed."""
     gso: bool
     """Whether trains are segmented by the kernel (UDP_SEGMENT) on this socket."""
+
+
+@attrs.frozen(kw_only=True)
+class ChannelStatistics:
+    """A snapshot of a `UdpChannel`."""
+
+    datagrams_received: int
+    """Datagrams that came from the peer."""
+    datagrams_delivered: int
+    """Of those, what the program took."""
+    datagrams_waiting: int
+    """Of those, what waits for the program."""
+    datagrams_dropped: int
+    """Of those, what was dropped because too many waited."""
+    datagrams_discarded: int
+    """Of those, what still waited when the channel was closed, or came after."""
+    datagrams_sent: int
+    """Datagrams that were sent to the peer."""
+    receiver: ReceiverStatistics | None = None
+    """Of a client, the receiver's own snapshot: among others what the kernel dropped."""
+    sender: SenderStatistics | None = None
+    """Of a client, the sender's own snapshot: among others what was refused."""
+
+
+@attrs.frozen(kw_only=True)
+class ServerStatistics:
+    """A snapshot of a `UdpServer`."""
+
+    peers: int
+    """Peers that there are now."""
+    handlers: int
+    """Handlers that run now, of peers that are gone as well."""
+    peers_admitted: int
+    """Peers for which a handler was started, ever."""
+    peers_refused: int
+    """Times that ``admit`` refused a peer."""
+    peers_shed: int
+    """Times that a new peer was not let in, because there was no room."""
+    peers_evicted: int
+    """Peers that had to make room for a new one."""
+    peers_expired: int
+    """Peers that were silent for too long."""
+    datagrams_received: int
+    """Datagrams that came in."""
+    datagrams_delivered: int
+    """Of those, what handlers took."""
+    datagrams_waiting: int
+    """Of those, what waits for handlers."""
+    datagrams_dropped: int
+    """Of those, what was dropped because too many waited for the same handler."""
+    datagrams_discarded: int
+    """Of those, what still waited when a handler returned."""
+    datagrams_refused: int
+    """Of those, what ``admit`` refused."""
+    datagrams_shed: int
+    """Of those, what came from peers that were not let in."""
+    receiver: ReceiverStatistics
+    """The receiver's own snapshot: among others what the kernel dropped."""
+    sender: SenderStatistics
+    """The sender's own snapshot, of all peers together."""
 
 
 if TYPE_CHECKING:

@@ -264,10 +264,7 @@ class PacketTrain(Generic[AddressT_co]):
         Raises:
           TypeError, ValueError: see `pack`.
         """
-        local = self.local_address
-        if local is not None and not _may_be_source(local):
-            local = None
-        interface = self.interface_index if local is not None and _is_link_local(local) else None
+        local, interface = way_back(self)
         return PacketTrain.pack(
             packets, self.address, local_address=local, interface_index=interface
         )
@@ -340,6 +337,14 @@ def check_way(
     if interface_index is not None:
         check_int("interface_index", interface_index, 1, 2**31 - 1)
     return None if ecn is None else ECN(ecn)
+
+
+def way_back(train: PacketTrain) -> tuple[str | None, int | None]:
+    """The address of ours that an answer leaves from, and the interface if that is part of it."""
+    local = train.local_address
+    if local is None or not _may_be_source(local):
+        return None, None
+    return local, train.interface_index if _is_link_local(local) else None
 
 
 @lru_cache(1024)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import trio
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from types import TracebackType
 
     from ._kernel._interface import SocketIO
@@ -43,6 +43,7 @@ class ReadinessWaiter:
       closed: whether `close` was called.
       fruitless: how many wake-ups in a row brought nothing. Who moves data sets it to 0.
       asynchronous_errors: errors about earlier datagrams that came to light here, by errno.
+      on_error: is called with the errno of each that `note` is told of.
     """
 
     def __init__(self, io: SocketIO, *, reading: bool) -> None:
@@ -60,6 +61,7 @@ class ReadinessWaiter:
         self.fruitless = 0
         self.closed = False
         self.asynchronous_errors: Counter[int] = Counter()
+        self.on_error: Callable[[int], object] | None = None
 
     def __enter__(self) -> None:
         if self._busy:
@@ -182,6 +184,19 @@ class ReadinessWaiter:
             return False
         before, self._dropped_before = self._dropped_before, self._io.drops()
         return before != self._dropped_before
+
+    def note(self, errors: Iterable[int]) -> None:
+        """Count errors about earlier datagrams, by errno, and tell whoever wants to know."""
+        self.asynchronous_errors.update(errors)
+        if self.on_error is not None:
+            for number in errors:
+                self.on_error(number)
+
+    def wake(self) -> None:
+        """End the wait of the task that waits, if any: it looks again."""
+        if self._scope is not None and self._scope is not self._lasting:
+            self._scope.cancel(reason="there is something else than what the socket says")
+        self.tell_group()
 
     def close(self) -> None:
         """Let nobody through any more, and wake the task that waits."""

@@ -8,11 +8,13 @@ import contextlib
 import os
 import socket
 import sys
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
 from .._brief import brief
+from .._coalesce import MAX_PAYLOAD_IPV4, MAX_PAYLOAD_IPV6
 from . import _abi, _sockaddr
 from ._interface import Socket
 
@@ -184,6 +186,38 @@ def close_socket(sock: Socket) -> None:
     if isinstance(sock, socket.socket) and sock.fileno() >= 0:
         trio.lowlevel.notify_closing(sock)
     sock.close()
+
+
+# What every IPv6 path carries, less the headers of IPv6 and UDP (RFC 8200, section 5).
+_EVERY_PATH = 1280 - 40 - 8
+
+
+def path_mtu(address: Address) -> int:
+    """The largest UDP payload, in bytes, that the routing table promises on the way to an address.
+
+    Nothing is sent. The least that every IPv6 path carries, where the system does not say it.
+    """
+    if sys.platform != "linux":
+        return _EVERY_PATH
+    mapped = ip_address(address[0].partition("%")[0])
+    ipv4 = mapped if mapped.version == 4 else mapped.ipv4_mapped
+    if ipv4 is not None:
+        address, level, option, headers = (str(ipv4), address[1]), _abi.SOL_IP, _abi.IP_MTU, 28
+    else:
+        level, option, headers = _abi.SOL_IPV6, _abi.IPV6_MTU, 48
+    family = socket.AF_INET6 if ipv4 is None else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(address)
+            told = probe.getsockopt(level, option) - headers
+    except OSError:
+        return _EVERY_PATH
+    return min(told, MAX_PAYLOAD_IPV4 if ipv4 is not None else MAX_PAYLOAD_IPV6)
+
+
+def is_wildcard(sock: Socket) -> bool:
+    """Whether a socket is bound to every address of the machine."""
+    return ip_address(sock.getsockname()[0].partition("%")[0]).is_unspecified
 
 
 def switched_off(offload: str) -> bool:

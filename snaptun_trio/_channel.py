@@ -1,0 +1,163 @@
+# UdpChannel: datagrams to and from one peer.
+#
+# What a program sees of a peer, wherever the datagrams come from: a connected socket of its own
+# (`_client`), the one socket of a server (`_peer`), or no socket at all (`testing`). This file must
+# not know sockets, nor how many peers there are.
+
+from __future__ import annotations
+
+import errno
+from abc import abstractmethod
+from typing import TYPE_CHECKING
+
+import trio
+
+from ._batch import PacketBatch
+from ._closing import Closing
+from ._errors import SendBatchError
+from ._train import Address
+
+if TYPE_CHECKING:
+    from ._statistics import ChannelStatistics
+    from ._train import Packet
+
+
+class UdpChannel(Closing, trio.abc.Channel[PacketBatch[Address]]):
+    """Datagrams to and from one peer. UDP still loses, doubles and reorders them.
+
+    `open_udp_channel` opens one to a server, and the handler of `serve_udp` is given one for each
+    client. ``async for batch in channel`` goes on until there is no more to come; `receive_packet`
+    and `send_packet` are for programs that deal with one packet at a time. What several tasks send
+    through channels of one socket before the scheduler comes round leaves together.
+    """
+
+    def __init__(self) -> None:
+        self._left: list[bytes] = []  # of a batch that `receive_packet` took, the next one last
+        self._refused_size: int | None = None  # bytes of the smallest datagram that was too long
+
+    @property
+    @abstractmethod
+    def address(self) -> Address:
+        """The peer."""
+
+    @property
+    @abstractmethod
+    def local_address(self) -> Address:
+        """Where the peer reaches us: the address that its last datagrams came to, and our port."""
+
+    @property
+    def mtu(self) -> int:
+        """The largest datagram that can be sent to this peer, in payload bytes.
+
+        Everything is sent with DF set. This is what the routing table says of the way (IP_MTU and
+        IPV6_MTU, ip(7) and ipv6(7)), less the IP and UDP headers, and less still where a datagram
+        was refused with EMSGSIZE. A narrower link farther away drops larger ones in silence. Where
+        the system does not say it, it is 1232, which every IPv6 path carries (RFC 8200, 5).
+        """
+        told = self._path_mtu()
+        return told if self._refused_size is None else min(told, self._refused_size - 1)
+
+    @abstractmethod
+    async def _receive(self) -> PacketBatch[Address]:
+        """`receive`, of what `receive_packet` has not taken."""
+
+    @abstractmethod
+    async def _send(self, batch: PacketBatch) -> None:
+        """`send`."""
+
+    @abstractmethod
+    async def _send_packet(self, packet: Packet) -> None:
+        """`send_packet`."""
+
+    @abstractmethod
+    def _path_mtu(self) -> int:
+        """What the system says of `mtu`."""
+
+    @abstractmethod
+    def statistics(self) -> ChannelStatistics:
+        """A snapshot of what the channel has counted; afterwards too, when it is closed."""
+
+    @trio.lowlevel.enable_ki_protection
+    async def receive(self) -> PacketBatch[Address]:
+        """Receive what has come from the peer, at least one datagram, waiting for it if need be.
+
+        A cancelled receive has received nothing: no datagram is ever lost to it.
+
+        Raises:
+          trio.EndOfChannel: nothing more will come: the server stopped, or gave this peer up.
+          trio.ClosedResourceError: the channel is closed, before or during it.
+          trio.BusyResourceError: another task is receiving.
+          OSError: of a client, what the path or the peer's machine said, such as
+            `ConnectionRefusedError`. The channel can be used on.
+        """
+        if self._left:
+            await trio.lowlevel.checkpoint()
+            packets, self._left = self._left[::-1], []
+            return PacketBatch.pack((packet, self.address) for packet in packets).to(self.address)
+        return await self._receive()
+
+    @trio.lowlevel.enable_ki_protection
+    async def __anext__(self) -> PacketBatch[Address]:
+        # The one that is inherited could be interrupted with the batch in its hands.
+        try:
+            return await self.receive()
+        except trio.EndOfChannel:
+            raise StopAsyncIteration from None
+
+    @trio.lowlevel.enable_ki_protection
+    async def receive_packet(self) -> bytes:
+        """Receive one datagram, waiting for it if need be.
+
+        A cancelled call has received nothing. The rest of what came with it is given by the next
+        calls, of this or of `receive`.
+
+        Raises:
+          trio.EndOfChannel, trio.ClosedResourceError, trio.BusyResourceError, OSError: see
+            `receive`.
+        """
+        if self._left:
+            await trio.lowlevel.checkpoint()
+        while not self._left:  # another task may have taken the last one  # noqa: ASYNC913
+            batch = await self._receive()
+            self._left = [packet for packet, _ in reversed(batch.packets())]
+        return self._left.pop()
+
+    async def send(self, value: PacketBatch) -> None:
+        """Send a batch to the peer, whoever its trains were for.
+
+        Cancellation is as with `UdpBatchSender.send`.
+
+        Raises:
+          SendBatchError: some datagrams can never be sent. Everything else is sent.
+          trio.ClosedResourceError: the channel is closed, before or during it.
+          TypeError: not a batch.
+        """
+        try:
+            await self._send(value)
+        except SendBatchError as error:
+            for failure in error.failures:
+                if failure.error.errno == errno.EMSGSIZE:
+                    self._learn_size(min(failure.train.segment_size, failure.train.nbytes))
+            raise
+
+    async def send_packet(self, packet: Packet) -> None:
+        """Send one packet to the peer. Returns when it was sent.
+
+        Cancellation is as with `UdpBatchSender.send_packet`.
+
+        Raises:
+          OSError: the kernel refused the packet; EMSGSIZE says that it is over `mtu`.
+          PacketTooLargeError: it is larger than any UDP datagram.
+          trio.ClosedResourceError: the channel is closed, before or during it.
+          TypeError: not bytes-like.
+        """
+        try:
+            await self._send_packet(packet)
+        except OSError as error:
+            if error.errno == errno.EMSGSIZE:
+                self._learn_size(memoryview(packet).nbytes)
+            raise
+
+    def _learn_size(self, size: int) -> None:
+        known = self._refused_size
+        self._refused_size = size if known is None else min(known, size)

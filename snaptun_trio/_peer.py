@@ -1,0 +1,233 @@
+# One peer of a server: its queue, and its way back.
+#
+# The server's receive loop puts in what has come, and never waits for anybody; the peer's handler
+# takes it out. What does not fit is dropped, the newest first, and counted. This file must not know
+# the other peers, nor what makes one come and go.
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Protocol
+
+import trio
+
+from ._batch import PacketBatch, TrainMessages, batch_of, first_train
+from ._channel import UdpChannel
+from ._kernel._sockets import path_mtu
+from ._statistics import ChannelStatistics
+from ._train import Address, make_train, way_back
+
+if TYPE_CHECKING:
+    from ._sender import UdpBatchSender
+    from ._train import Packet
+
+
+class Route(Protocol):
+    """What a peer needs of its server."""
+
+    @property
+    def local_address(self) -> Address:
+        """What the socket is bound to."""
+
+    _sender: UdpBatchSender
+    _most_waiting: int
+    """Datagrams that may wait for one peer's handler."""
+    _knows_ways: bool
+    """Whether trains tell which address of ours they came to."""
+
+    def _forget(self, peer: PeerChannel) -> None:
+        """The handler closed its channel."""
+
+
+class PeerChannel(UdpChannel):
+    """The channel that a handler is given.
+
+    Attributes:
+      last_heard, established: see `_peer_table.Peer`.
+      received, dropped, discarded: datagrams.
+    """
+
+    def __init__(self, route: Route, address: Address, now: float) -> None:
+        super().__init__()
+        self._route = route
+        self._address = address
+        self._host: str | None = None  # of ours, that the peer asks; on a wildcard socket only
+        self._interface: int | None = None
+        self._queue: deque[PacketBatch[Address]] | None = None  # made when something waits
+        self._waiting = 0
+        self._reader: trio.lowlevel.Task | None = None
+        self._handed: PacketBatch[Address] | None = None
+        self._ended = self._closed = False
+        self.last_heard = now
+        self.established = False
+        self.received = self.dropped = self.discarded = 0
+        self._sent = 0
+
+    @property
+    def address(self) -> Address:
+        return self._address
+
+    @property
+    def local_address(self) -> Address:
+        bound = self._route.local_address
+        if self._host is None:
+            return bound
+        # As the system spells an address of this family.
+        if len(bound) == 2:
+            return self._host, bound[1]
+        scope = self._interface if self._interface and self._host.startswith("fe80:") else 0
+        return self._host, bound[1], 0, scope
+
+    # -- for the server
+
+    def put(self, batch: PacketBatch[Address]) -> None:
+        """Give the handler what has come, or as much of it as fits. Never waits."""
+        self.received += len(batch)
+        if self._closed:
+            self.discarded += len(batch)
+            return
+        if self._reader is not None and self._handed is None:
+            self._handed = batch
+            trio.lowlevel.reschedule(self._reader)
+            return
+        room = self._route._most_waiting - self._waiting
+        if len(batch) > room:
+            batch = self._fitting(batch, room)
+        if batch:
+            if self._queue is None:
+                self._queue = deque()
+            self._queue.append(batch)
+            self._waiting += len(batch)
+
+    def _fitting(self, batch: PacketBatch[Address], room: int) -> PacketBatch[Address]:
+        kept = []
+        for train in batch.trains:
+            if len(train) > room:
+                break
+            room -= len(train)
+            kept.append(train)
+        fitting = PacketBatch(kept)
+        self.dropped += len(batch) - len(fitting)
+        return fitting
+
+    def end(self) -> None:
+        """Nothing more will come. What waits can still be received."""
+        self._ended = True
+        self._wake()
+
+    def _wake(self) -> None:
+        """Let the handler see that there is nothing more to wait for."""
+        if self._reader is not None and self._handed is None:
+            self._handed = _NOTHING
+            trio.lowlevel.reschedule(self._reader)
+
+    # -- for the handler
+
+    async def _receive(self) -> PacketBatch[Address]:
+        if self._reader is not None:
+            raise trio.BusyResourceError("another task is already receiving from this channel")
+        await trio.lowlevel.checkpoint_if_cancelled()
+        batch = self._next()
+        if batch is not None:
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            return batch
+        self._reader = trio.lowlevel.current_task()
+        await trio.lowlevel.wait_task_rescheduled(self._abort)
+        self._reader = None
+        handed, self._handed = self._handed, None
+        if handed is None or handed is _NOTHING:
+            handed = self._next()
+            assert handed is not None, "woken for nothing"
+            return handed
+        if self._closed:
+            # It had been handed over when another task closed the channel.
+            self.discarded += len(handed)
+            raise trio.ClosedResourceError("the channel is closed")
+        self._note_way(handed)
+        return handed
+
+    def _next(self) -> PacketBatch[Address] | None:
+        """What waits, `None` where nothing does yet."""
+        if self._closed:
+            raise trio.ClosedResourceError("the channel is closed")
+        if self._queue:
+            batch = self._queue.popleft()
+            self._waiting -= len(batch)
+            if not self._queue:
+                self._queue = None  # an idle peer keeps nothing
+            self._note_way(batch)
+            return batch
+        if self._ended:
+            raise trio.EndOfChannel
+        return None
+
+    def _abort(self, _: object) -> trio.lowlevel.Abort:
+        self._reader = None
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    def _note_way(self, batch: PacketBatch[Address]) -> None:
+        if self._route._knows_ways:
+            self._host, self._interface = way_back(first_train(batch))
+
+    async def _send(self, batch: PacketBatch) -> None:
+        self._check_open()
+        if self._host is None:
+            await self._route._sender.send(batch.to(self._address))
+        else:
+            trains = [
+                make_train(
+                    train.data,
+                    train.segment_size,
+                    self._address,
+                    train.ecn,
+                    self._host,
+                    self._interface,
+                )
+                for train in batch.trains
+            ]
+            await self._route._sender.send(PacketBatch(trains))
+        self._sent += len(batch)
+
+    async def _send_packet(self, packet: Packet) -> None:
+        self._check_open()
+        if self._interface is None:
+            await self._route._sender.send_packet(packet, self._address, local_address=self._host)
+            self._sent += 1
+        else:  # a link-local address of ours, which is one only together with its interface
+            await self._send(PacketBatch.pack([(packet, self._address)]))
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise trio.ClosedResourceError("the channel is closed")
+
+    def _path_mtu(self) -> int:
+        return path_mtu(self._address)
+
+    def statistics(self) -> ChannelStatistics:
+        handed = 0 if self._handed is None else len(self._handed)
+        left = len(self._left)
+        waiting = self._waiting + handed + left
+        return ChannelStatistics(
+            datagrams_received=self.received,
+            datagrams_delivered=self.received - waiting - self.dropped - self.discarded,
+            datagrams_waiting=waiting,
+            datagrams_dropped=self.dropped,
+            datagrams_discarded=self.discarded,
+            datagrams_sent=self._sent,
+        )
+
+    def close(self) -> None:
+        """Let go of the peer. What waits is discarded, and counted.
+
+        A task that waits in `receive` gets `trio.ClosedResourceError`. Closing again does nothing.
+        What the peer sends after that is from a new peer, to the server.
+        """
+        if not self._closed:
+            self._closed = True
+            self.discarded += self._waiting + len(self._left)
+            self._waiting, self._queue, self._left = 0, None, []
+            self._wake()
+            self._route._forget(self)
+
+
+_NOTHING: PacketBatch[Address] = batch_of(TrainMessages([], [], []))

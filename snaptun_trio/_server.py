@@ -1,0 +1,256 @@
+# UdpServer: one socket, and a task for each peer.
+#
+# One loop receives, sorts what came by peer, and starts a handler for each new one. It never waits
+# for a handler: what does not fit a peer's queue is that peer's loss. All send through one sender,
+# which puts together what they send in one turn. Who may come and who has to go is `_peer_table`'s
+# matter, what a handler sees `_peer`'s.
+
+from __future__ import annotations
+
+import contextlib
+import math
+from itertools import groupby
+from operator import attrgetter
+from typing import TYPE_CHECKING, final
+
+import trio
+
+from ._batch import PacketBatch
+from ._errors import SendBatchError
+from ._kernel._sockets import close_socket
+from ._peer import PeerChannel
+from ._peer_table import PeerTable
+from ._plain import check_result
+from ._statistics import ServerStatistics
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+    from ._channel import UdpChannel
+    from ._peer_table import Eviction
+    from ._receiver import UdpBatchReceiver
+    from ._sender import UdpBatchSender
+    from ._train import Address
+
+    Handler = Callable[[UdpChannel], Awaitable[object]]
+    Admit = Callable[[Address, PacketBatch[Address]], bool]
+    OnError = Callable[[Exception, UdpChannel], object]
+
+# So many new peers are started before the other tasks have their turn: a start takes 30 us, and a
+# call can bring two thousand spoofed addresses.
+_STARTS_A_TURN = 64
+
+# A peer's part of a batch is copied if it is less than a fourth of it, or a handful of slow
+# handlers would keep a slab of a megabyte each alive.
+_COPIED_BELOW = 4
+
+
+@final
+class UdpServer:
+    """What `serve_udp` runs: its peers, and what it has counted. Made by `serve_udp` only."""
+
+    def __init__(
+        self,
+        receiver: UdpBatchReceiver,
+        sender: UdpBatchSender,
+        nursery: trio.Nursery,
+        handler: Handler,
+        *,
+        knows_ways: bool,
+        max_peers: int,
+        evict: Eviction,
+        peer_queue: int,
+        idle_timeout: float,
+        admit: Admit | None,
+        on_error: OnError | None,
+    ) -> None:
+        self._sender = sender
+        self._knows_ways = knows_ways
+        self._most_waiting = peer_queue
+        self._receiver = receiver
+        self._nursery = nursery
+        self._handler = handler
+        self._idle_timeout = idle_timeout
+        self._admit = admit
+        self._on_error = on_error
+        self._local_address = receiver.local_address
+        self._table: PeerTable[PeerChannel] = PeerTable(max_peers, evict)
+        # The handlers of peers that are gone still run, but not without end.
+        self._most_handlers = max_peers + max(_STARTS_A_TURN, max_peers // 8)
+        self._channels: dict[PeerChannel, None] = {}  # of all handlers that run
+        self._stopped = False
+        self._received = self._refused = self._shed = 0  # datagrams
+        self._delivered = self._dropped = self._discarded = 0  # of handlers that have returned
+        self._peers_admitted = self._peers_refused = self._peers_shed = 0
+        self._peers_evicted = self._peers_expired = 0
+
+    @property
+    def local_address(self) -> Address:
+        """The address that the server is bound to, afterwards too, when it has ended."""
+        return self._local_address
+
+    @property
+    def peers(self) -> tuple[UdpChannel, ...]:
+        """The channels of all peers that there are now."""
+        return tuple(self._table)
+
+    def statistics(self) -> ServerStatistics:
+        """A snapshot of what the server has counted; afterwards too, when it has ended."""
+        each = [channel.statistics() for channel in self._channels]
+        return ServerStatistics(
+            peers=len(self._table),
+            handlers=len(self._channels),
+            peers_admitted=self._peers_admitted,
+            peers_refused=self._peers_refused,
+            peers_shed=self._peers_shed,
+            peers_evicted=self._peers_evicted,
+            peers_expired=self._peers_expired,
+            datagrams_received=self._received,
+            datagrams_delivered=self._delivered + sum(one.datagrams_delivered for one in each),
+            datagrams_waiting=sum(one.datagrams_waiting for one in each),
+            datagrams_dropped=self._dropped + sum(one.datagrams_dropped for one in each),
+            datagrams_discarded=self._discarded + sum(one.datagrams_discarded for one in each),
+            datagrams_refused=self._refused,
+            datagrams_shed=self._shed,
+            receiver=self._receiver.statistics(),
+            sender=self._sender.statistics(),
+        )
+
+    # -- receiving
+
+    @trio.lowlevel.enable_ki_protection
+    async def _receive_all(self) -> None:
+        async for batch in self._receiver:
+            await self._hand_out(batch)
+            del batch  # or it would keep its slab while the next is waited for
+
+    async def _hand_out(self, batch: PacketBatch[Address]) -> None:  # noqa: ASYNC910
+        """Give each peer what it sent."""
+        parts = batch.by_address()
+        least = batch.nbytes // _COPIED_BELOW if len(parts) > 1 else 0
+        now = trio.current_time()
+        self._received += len(batch)
+        started = 0
+        for address, part in parts.items():
+            if part.nbytes < least:
+                part = part.detach()
+            for piece in _by_way(part) if self._knows_ways else (part,):
+                peer = self._table.get(address)
+                if peer is not None:
+                    self._table.heard(peer, now, more=True)
+                    peer.put(piece)
+                elif self._let_in(address, piece, now):
+                    started += 1
+            if started >= _STARTS_A_TURN:
+                # Shielded: what the kernel has handed over is not lost to a cancellation.
+                await trio.lowlevel.cancel_shielded_checkpoint()
+                started = 0
+
+    def _let_in(self, address: Address, first: PacketBatch[Address], now: float) -> bool:
+        """Start a handler for a new peer, if there is room and nothing speaks against it."""
+        full = self._table.is_full
+        victim = self._table.next_to_go() if full else None
+        if (full and victim is None) or len(self._channels) >= self._most_handlers:
+            self._peers_shed += 1
+            self._shed += len(first)
+            return False
+        peer = PeerChannel(self, address, now)
+        if not self._admits(peer, first):
+            self._peers_refused += 1
+            self._refused += len(first)
+            return False
+        if victim is not None:
+            self._peers_evicted += 1
+            self._let_go(victim)
+        peer.established = len(first) > 1
+        self._table.add(peer)
+        self._channels[peer] = None
+        self._peers_admitted += 1
+        peer.put(first)
+        self._nursery.start_soon(self._run, peer)
+        return True
+
+    def _admits(self, peer: PeerChannel, first: PacketBatch[Address]) -> bool:
+        if self._admit is None:
+            return True
+        try:
+            verdict: object = self._admit(peer.address, first)
+            check_result("admit", verdict)
+        except Exception as error:
+            self._ask_about(error, peer)
+            return False
+        return bool(verdict)
+
+    def _ask_about(self, error: Exception, peer: PeerChannel) -> None:
+        """Let the program say what an error is; without a word of it, it goes up."""
+        if self._on_error is None:
+            raise error
+        check_result("on_error", self._on_error(error, peer))
+
+    # -- the peers' comings and goings
+
+    @trio.lowlevel.enable_ki_protection
+    async def _run(self, peer: PeerChannel) -> None:  # noqa: ASYNC910
+        try:
+            await self._handler(peer)
+        except Exception as error:
+            self._ask_about(error, peer)
+        finally:
+            peer.close()
+            counted = peer.statistics()
+            self._delivered += counted.datagrams_delivered
+            self._dropped += counted.datagrams_dropped
+            self._discarded += counted.datagrams_discarded
+            del self._channels[peer]
+            self._close_if_done()
+
+    def _let_go(self, peer: PeerChannel) -> None:
+        """Tell a peer's handler that nothing more will come."""
+        self._table.remove(peer)
+        peer.end()
+
+    def _forget(self, peer: PeerChannel) -> None:
+        """For the peer: its handler has done with it."""
+        self._table.remove(peer)
+
+    async def _let_go_of_the_silent(self) -> None:  # noqa: ASYNC910
+        if self._idle_timeout == math.inf:
+            return  # noqa: ASYNC910
+        while True:
+            # Who comes while nobody is there is silent for long enough after this sleep, at least.
+            since = min(self._table.longest_silent(), trio.current_time())
+            await trio.sleep_until(since + self._idle_timeout)
+            for peer in self._table.silent_since(trio.current_time() - self._idle_timeout):
+                self._peers_expired += 1
+                self._let_go(peer)
+
+    def _stop(self) -> None:
+        """Receive nothing more. Handlers that still run may send to the end."""
+        self._stopped = True
+        self._receiver.close()
+        for peer in tuple(self._table):
+            self._let_go(peer)
+        self._close_if_done()
+
+    def _close_if_done(self) -> None:
+        if self._stopped and not self._channels:
+            if not self._sender.is_empty:
+                self._flush_what_goes()
+            self._sender.close()
+            close_socket(self._sender.socket)
+
+    def _flush_what_goes(self) -> None:
+        # What a cancelled handler left in the queue is sent as far as the socket takes it; the
+        # rest is counted as discarded. Refusals are counted as well, and nobody waits for them.
+        with contextlib.suppress(trio.WouldBlock, trio.ClosedResourceError, SendBatchError):
+            self._sender.try_flush_best_effort()
+
+
+def _by_way(part: PacketBatch[Address]) -> Iterator[PacketBatch[Address]]:
+    """What came to one address of ours, and then what came to another one."""
+    hosts = {train.local_address for train in part.trains} if len(part) > 1 else ()
+    if len(hosts) < 2:
+        yield part
+    else:
+        for _, trains in groupby(part.trains, attrgetter("local_address")):
+            yield PacketBatch(trains)
