@@ -117,10 +117,12 @@ class UdpChannel(Closing, trio.abc.Channel[PacketBatch[Address]]):
         """
         if self._left:
             await trio.lowlevel.checkpoint()
-        while not self._left:  # another task may have taken the last one  # noqa: ASYNC913
-            batch = await self._receive()
-            self._left = [packet for packet, _ in reversed(batch.packets())]
-        return self._left.pop()
+            if self._left:  # or another task has taken the last one
+                return self._left.pop()
+        packets = (await self._receive()).packets()
+        if len(packets) > 1:
+            self._left = [packet for packet, _ in packets[:0:-1]] + self._left
+        return packets[0][0]
 
     async def send(self, value: PacketBatch) -> None:
         """Send a batch to the peer, whoever its trains were for.

@@ -8,83 +8,76 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeAlias
 
-from ._batch import TrainMessages
-from ._train import PacketTrain, make_train
-
 if TYPE_CHECKING:
-    from ._errors import SendFailure
-    from ._train import Address
+    from collections.abc import Iterable
 
-    Payload: TypeAlias = bytes | memoryview
-    Item: TypeAlias = tuple[Payload | PacketTrain, Address | None, bytes | None, bool]
+    from ._errors import SendFailure
+    from ._kernel._interface import Outgoing, SocketIO
+    from ._train import Address, Way
+
+# The data, the segment size, the address, its raw name, and what is asked for beside the address.
+# A peer is one peer however its address is spelled, or else two spellings would overtake each
+# other: so it is told apart by its raw name, which is `None` for the connected one.
+Item: TypeAlias = "tuple[bytes | memoryview, int, Address | None, bytes | None, Way | None]"
 
 
 class Gathering:
     """What leaves together, under one number.
 
     Attributes:
-      items: each packet or train, its address, its raw name, and whether somebody waits for it. A
-        peer is one peer however its address is spelled, or else two spellings would overtake each
-        other: so it is told apart by its raw name, which is `None` for the connected one.
+      items: what was queued.
+      has_trains: whether something has more than one datagram.
       refused: what was refused of those that somebody waits for, by place.
     """
 
-    __slots__ = ("_order", "disowned", "has_trains", "items", "number", "refused")
+    __slots__ = ("_nobody_waits_for", "_order", "has_trains", "items", "number", "refused")
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.items: list[Item] = []
         self.has_trains = False
-        self.disowned: set[int] | None = None
         self.refused: dict[int, list[SendFailure]] | None = None
+        self._nobody_waits_for: set[int] = set()
         self._order: list[int] | None = None
 
-    def columns(self) -> tuple[TrainMessages, list[bytes | None]]:
-        """All of it as messages, and the raw name of each."""
+    def outgoing(self, io: SocketIO) -> Outgoing:
+        """All of it in the form in which it is sent."""
         items = self.items
         if self.has_trains:
-            return self._columns_of_trains()
-        payloads: list[Payload] = [item[0] for item in items]  # type: ignore[misc]  # no trains
-        addresses = [item[1] for item in items]
-        return TrainMessages(payloads, list(map(len, payloads)), addresses), [i[2] for i in items]
+            order = self._by_peer()
+            items = items if order is None else [items[place] for place in order]
+            self._order = order
+        columns = map(list, zip(*items))
+        return io.gathered(*columns)
 
-    def _columns_of_trains(self) -> tuple[TrainMessages, list[bytes | None]]:
-        by_name: dict[bytes | None, list[int]] = {}
+    def _by_peer(self) -> list[int] | None:
+        """The order of the peers, each peer's in their own."""
+        places: dict[bytes | None, list[int]] = {}
         for place, item in enumerate(self.items):
-            by_name.setdefault(item[2], []).append(place)
+            places.setdefault(item[3], []).append(place)
         # Who the connected peer is may be said by name as well.
-        order = None if None in by_name else [place for some in by_name.values() for place in some]
-        items = self.items if order is None else [self.items[place] for place in order]
-        self._order = order
-        trains = [
-            item if isinstance(item, PacketTrain) else make_train(item, len(item), address)
-            for item, address, _, _ in items
-        ]
-        return TrainMessages.of_trains(tuple(trains)), [item[2] for item in items]
-
-    def place_of(self, index: int) -> int:
-        """The place at which that one of its columns was queued."""
-        return index if self._order is None else self._order[index]
+        return None if None in places else [place for some in places.values() for place in some]
 
     # -- for whoever waits
 
-    def told_to(self, place: int) -> list[SendFailure] | None:
-        """Where the refusals of one are entered, `None` where nobody waits for it."""
-        if not self.items[place][3] or (self.disowned and place in self.disowned):
+    def told_to(self, index: int) -> list[SendFailure] | None:
+        """Where the refusals of a train of it are entered, `None` where nobody waits for it.
+
+        ``index`` is its place among those that `outgoing` was made of.
+        """
+        place = index if self._order is None else self._order[index]
+        if place in self._nobody_waits_for:
             return None
         if self.refused is None:
             self.refused = {}
         return self.refused.setdefault(place, [])
 
-    def disown(self, place: int) -> list[SendFailure]:
-        """Nobody waits for one any more. Returns what was refused of it."""
-        if self.disowned is None:
-            self.disowned = set()
-        self.disowned.add(place)
-        return self.refused.get(place, []) if self.refused else []
+    def disown(self, places: Iterable[int]) -> list[SendFailure]:
+        """Nobody waits for some, or not any more. Returns what was refused of them."""
+        self._nobody_waits_for.update(places)
+        return self.refusals_of(places) if self.refused else []
 
-    def raise_refusal_of(self, place: int) -> None:
-        """Raise what one was refused with, if it was."""
-        for failure in self.refused.get(place, ()) if self.refused else ():
-            # Another one: the same refusal may be another task's as well.
-            raise OSError(failure.error.errno, failure.error.strerror)
+    def refusals_of(self, places: Iterable[int]) -> list[SendFailure]:
+        """What some were refused with."""
+        refused = self.refused or {}
+        return [failure for place in places for failure in refused.get(place, ())]

@@ -5,29 +5,22 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import deque
 from typing import TYPE_CHECKING
 
 import attrs
 import trio
 
-from ._batch import PER_TRAIN_ADDRESS, over, own_view
+from ._batch import PER_TRAIN_ADDRESS
 from ._gathering import Gathering
 from ._kernel import _cmsg, _sockaddr
-from ._train import PacketTrain
 
 if TYPE_CHECKING:
     from ._batch import Messages, Recipient
     from ._errors import SendFailure
-    from ._gathering import Payload
+    from ._gathering import Item
     from ._kernel._interface import Outgoing, SocketIO
-    from ._train import Address
-
-
-# What has at most so many trains is joined with what stands beside it; and so many at most.
-_SMALL = 16
-_MOST_JOINED = 64
+    from ._train import Address, PacketTrain, Way
 
 
 class Submission:
@@ -66,12 +59,6 @@ class PendingSend:
     """Where its trains come from, if they were queued one by one."""
     number: int = 0
     """Its place in the order of everything that was submitted."""
-    parts: tuple[PendingSend, ...] = ()
-    """What it was joined from, see `SendQueue.first`."""
-    alone: bool = False
-    """Whether it is not to be joined with others, because it was and a message was refused."""
-    sent_before: int = 0
-    """Datagrams of it that were sent while it was joined with others."""
     errors: tuple[int, ...] = ()
     """What the next message was refused with so far, by errno."""
     unsegmented_until: tuple[int, int] | None = None
@@ -142,27 +129,18 @@ class SendQueue:
             self._last_address, self._last_name = address, name
         return self._last_name
 
-    def check_source(self, train: PacketTrain) -> None:
-        """Make sure that a train can leave as it asks. What cannot be said to the kernel must not
+    def check_way(self, name: bytes | None, way: Way) -> None:
+        """Make sure that something can leave as it asks. What cannot be said to the kernel must not
         get into the queue: it would stay there.
 
         Raises:
-          TypeError, ValueError: its address, or its local address, is none for this family.
+          ValueError: its local address is none for this family.
         """
-        name = self.name(train.address)
         ipv4 = _sockaddr.is_ipv4(name) if name else self._io.family == _sockaddr.AF_INET
-        _cmsg.encode(0, train.ecn, train.local_address, train.interface_index, ipv4)
+        _cmsg.encode(0, *way, ipv4)
 
     @trio.lowlevel.enable_ki_protection
-    def put(
-        self,
-        item: Payload | PacketTrain,
-        address: Address | None,
-        name: bytes | None,
-        datagrams: int = 1,
-        *,
-        owned: bool = False,
-    ) -> Gathering:
+    def put(self, item: Item, datagrams: int = 1, *, owned: bool = True) -> Gathering:
         """Add a packet or a train, as the last of the gathering that is returned.
 
         If somebody waits for it (``owned``), that one asks the gathering for its refusals.
@@ -170,15 +148,23 @@ class SendQueue:
         gathering = self._gathering
         if gathering is None:
             gathering = self._gathering = Gathering(self._number)
-        if type(item) is PacketTrain:
+        if datagrams > 1:
             gathering.has_trains = True
-            # The program may release the view that it sees; this one it does not.
-            item = over(item, own_view(item.data))
+        if not owned:
+            gathering.disown((len(gathering.items),))
         # All that needs memory comes before anything is counted.
         queued, submitted = self.datagrams + datagrams, self.submitted + datagrams
-        gathering.items.append((item, address, name, owned))
+        gathering.items.append(item)
         self.datagrams, self.submitted = queued, submitted
         return gathering
+
+    def put_all(self, items: list[Item]) -> tuple[Gathering, range]:
+        """`put` some that somebody waits for. Returns the gathering, and their places in it."""
+        gathering = self.put(items[0])
+        first = len(gathering.items) - 1
+        for item in items[1:]:
+            self.put(item)
+        return gathering, range(first, first + len(items))
 
     def prepare(self, messages: Messages, recipient: Recipient) -> PendingSend:
         """Make a batch ready to be sent. It is in the queue only after `add`.
@@ -212,8 +198,6 @@ class SendQueue:
 
     def withdraw(self, submission: Submission) -> int:
         """Drop what is left of a batch. Returns how many datagrams that were."""
-        if self._pending:
-            self.split_first(self._pending[0].errors)
         dropped = submission.waiting
         if dropped:
             (pending,) = [one for one in self._pending if one.submission is submission]
@@ -223,15 +207,8 @@ class SendQueue:
         return dropped
 
     def first(self) -> PendingSend:
-        """What is to be sent next, of what is left.
-
-        Where several small ones stand there, they are joined, to be sent with one call. A message
-        of the joined one that is refused belongs to several at once, maybe: then `split_first`
-        takes it apart again, and each is sent by itself.
-        """
+        """What is to be sent next, of what is left."""
         if self._pending:
-            if len(self._pending) > 1 and _joins(self._pending[0]):
-                self._join()
             return self._pending[0]
         if self._gathering is None:
             raise RuntimeError(f"{self.datagrams} datagrams are counted, and none is queued")
@@ -245,10 +222,9 @@ class SendQueue:
             self._gathering = None
             return
         # Made whole before anything is let go: what fails on the way has changed nothing.
-        messages, names = gathering.columns()
+        outgoing = gathering.outgoing(self._io)
         submission = Submission()
-        submission.submitted = messages.datagrams
-        outgoing = self._io.gathered(messages, names)
+        submission.submitted = outgoing.content.datagrams
         number, following = self._number, self._number + 1
         pending = PendingSend(
             outgoing, PER_TRAIN_ADDRESS, submission, gathering=gathering, number=number
@@ -258,60 +234,14 @@ class SendQueue:
 
     def drop_first(self) -> None:
         """Let go of the first one: nothing of it is left, and all of it is in the account."""
-        for part in self._pending[0].parts:
-            part.submission.sent = part.outgoing.content.datagrams
         self._pending.popleft()
-
-    def _join(self) -> None:
-        parts = list(itertools.takewhile(_joins, itertools.islice(self._pending, _MOST_JOINED)))
-        if len(parts) > 1:
-            whole = self._io.joined([part.outgoing for part in parts])
-            submission = Submission()
-            submission.submitted = sum(part.outgoing.content.datagrams for part in parts)
-            number, kept = parts[0].number, tuple(parts)
-            joined = PendingSend(whole, PER_TRAIN_ADDRESS, submission, number=number, parts=kept)
-            self._pending = deque([joined, *itertools.islice(self._pending, len(parts), None)])
-
-    def split_first(self, errors: tuple[int, ...] = ()) -> None:
-        """Take the first one apart, if it was joined, and go on with its parts.
-
-        ``errors`` are what its next message was refused with.
-        """
-        whole = self._pending[0]
-        index, offset = whole.place
-        left: list[PendingSend] = []
-        for part in whole.parts:
-            count = part.outgoing.content.count
-            if index >= count:
-                part.submission.sent = part.outgoing.content.datagrams
-                index -= count
-                continue
-            if index or offset:
-                size = part.train(index).segment_size or 1
-                before = sum(len(part.train(n)) for n in range(index)) + offset // size
-                part.submission.sent = part.sent_before = before
-                part.outgoing.skip(index, offset)
-                index = offset = 0
-            part.alone = True
-            left.append(part)
-        if left:
-            left[0].errors = errors
-            self._pending = deque([*left, *itertools.islice(self._pending, 1, None)])
 
     def clear(self) -> int:
         """Drop everything. Returns how many datagrams that were."""
         self.cleared_from = self._pending[0].number if self._pending else self._number
-        if self._pending:
-            self.split_first()
         dropped, self.datagrams = self.datagrams, 0
         for pending in self._pending:
             pending.submission.discarded = pending.submission.waiting
         self._pending.clear()
         self._gathering = None
         return dropped
-
-
-def _joins(pending: PendingSend) -> bool:
-    """Whether something is so small that it is better sent together with others."""
-    untouched = pending.place == (0, 0) and not pending.errors and not pending.parts
-    return untouched and not pending.alone and pending.outgoing.content.count <= _SMALL

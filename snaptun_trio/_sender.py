@@ -6,13 +6,12 @@
 
 from __future__ import annotations
 
-from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, final
 
 import trio
 
-from ._batch import PacketBatch, messages_of
+from ._batch import PacketBatch, messages_of, own_view
 from ._brief import brief
 from ._closing import Closing
 from ._coalesce import MAX_PAYLOAD_IPV4, MAX_PAYLOAD_IPV6, MAX_SEGMENTS
@@ -22,10 +21,10 @@ from ._kernel import socket_io
 from ._kernel._abi import MAX_BATCH_SIZE
 from ._kernel._sockets import switched_off
 from ._send_queue import SendQueue, Submission
-from ._shared_flush import SharedFlush
+from ._shared_flush import MANY, SharedFlush
 from ._statistics import SenderStatistics
-from ._submitted import check_train, marked, payload_of
-from ._train import PacketTrain, check_int
+from ._submitted import check_train, payload_of
+from ._train import check_int, check_way
 from ._waiter import ReadinessWaiter
 
 if TYPE_CHECKING:
@@ -33,12 +32,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ._errors import SendFailure
+    from ._gathering import Item
     from ._send_queue import PendingSend
-    from ._train import Address, Packet
+    from ._train import Address, Packet, PacketTrain
 
-# So many datagrams of one task are sent before the others have their turn, and not after: those
-# could add little to them, and they are still in the processor's cache.
-_MANY = 16
+# A batch of at most so many bytes, and of less datagrams than `MANY`, is queued packet by packet,
+# to be gathered with what other tasks send. Of a larger one the packets stay where they are.
+_FEW_BYTES = 4096
+
+_NOTHING_ASKED = (None, None, None)
 
 
 @final
@@ -161,7 +163,8 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
         payload = payload_of(packet, address, self._max_packet_size)
         if self._queue.datagrams >= self._batch_size:
             raise QueueFullError(packet, address, self._batch_size)
-        self._queue.put(payload, address, self._queue.name(address))
+        name = self._queue.name(address)
+        self._queue.put((payload, len(payload), address, name, None), owned=False)
 
     def try_queue_train(self, train: PacketTrain) -> None:
         """Queue a whole train, to be sent as one where the kernel allows. Neither waits nor copies.
@@ -179,8 +182,13 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
         datagrams = len(train)
         if self._queue.datagrams and self._queue.datagrams + datagrams > self._batch_size:
             raise QueueFullError(train.data, train.address, self._batch_size)
-        self._queue.check_source(train)
-        self._queue.put(train, train.address, self._queue.name(train.address), datagrams)
+        name = self._queue.name(train.address)
+        way = (train.ecn, train.local_address, train.interface_index)
+        self._queue.check_way(name, way)
+        # The program may release the view that it sees; this one it does not.
+        data, address = own_view(train.data), train.address
+        asked = None if way == _NOTHING_ASKED else way
+        self._queue.put((data, train.segment_size, address, name, asked), datagrams, owned=False)
 
     # -- sending
 
@@ -213,34 +221,15 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
           trio.ClosedResourceError: the sender or the socket is closed, before or during it.
           TypeError, ValueError: not a packet, or not an address that this socket can send to.
         """
-        queue = self._queue
         self._check_open()
         payload = payload_of(packet, address, self._max_packet_size)
-        item: bytes | memoryview | PacketTrain = payload
-        name = queue.name(address)
+        name, way = self._queue.name(address), None
         if ecn is not None or local_address is not None:
-            item = marked(payload, address, ecn, local_address)
-            queue.check_source(item)
-        await trio.lowlevel.checkpoint_if_cancelled()
-        if self._shared.has_room:
-            gathering = queue.put(item, address, name, owned=True)
-            place = len(gathering.items) - 1
-        else:
-            gathering, place = await self._shared.enter(
-                lambda: (it := queue.put(item, address, name, owned=True), len(it.items) - 1)
-            )
-        try:
-            # Shielded: who is cancelled here has waited for nothing yet, and its packet goes.
-            await trio.lowlevel.cancel_shielded_checkpoint()
-            if not queue.over(gathering.number):
-                await self._shared.until_over(gathering.number)
-            if self._waiter.closed:
-                self._check_not_cleared(gathering.number)
-        except BaseException:
-            self._flush.disown_packet(gathering, place)
-            raise
-        if gathering.refused:
-            gathering.raise_refusal_of(place)
+            way = (check_way(ecn, local_address, None), local_address, None)
+            self._queue.check_way(name, way)
+        for failure in await self._shared.send_items([(payload, len(payload), address, name, way)]):
+            # Another one: the same refusal may be another task's as well.
+            raise OSError(failure.error.errno, failure.error.strerror)
 
     @trio.lowlevel.enable_ki_protection
     def try_flush_best_effort(self) -> None:
@@ -272,11 +261,7 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
           trio.ClosedResourceError: the sender or the socket is closed, before or during it.
           OSError: see `try_flush_best_effort`.
         """
-        await trio.lowlevel.checkpoint_if_cancelled()
-        self._waiter.check_open()
-        number = self._queue.last_number
-        await self._have_a_turn(many=self._queue.datagrams >= _MANY)
-        await self._until_over(number)
+        await self._shared.send_all()
         self._raise_unclaimed()
 
     @trio.lowlevel.enable_ki_protection
@@ -297,30 +282,33 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
           TypeError, ValueError: not a batch, or an address is none that this socket can send to.
           OSError: see `try_flush_best_effort`.
         """
-        pending, submission = self._accept(value), Submission()
-        await self._send([(pending, submission)])
-        if submission.failures:
-            raise SendBatchError(submission.failures)
+        items = self._items_of(value)
+        if items:
+            failures = await self._shared.send_items(items)
+        else:
+            pending, submission = self._accept(value), Submission()
+            await self._send(pending, submission)
+            failures = submission.failures
+        if failures:
+            raise SendBatchError(failures)
 
-    async def _send(self, accepted: list[tuple[PendingSend, Submission]]) -> None:
-        """For the pump, too: what becomes of the batches is in their submissions, nothing is raised
-        of it."""
-        await trio.lowlevel.checkpoint_if_cancelled()
-        for pending, submission in accepted:
-            if self._shared.has_room:
-                self._queue.add(pending, submission)
-            else:
-                await self._shared.enter(partial(self._queue.add, pending, submission))
-        # After a batch of nothing, all that was queued before is waited for still.
-        number = accepted[-1][0].number or self._queue.last_number
-        try:
-            datagrams = sum(pending.outgoing.content.datagrams for pending, _ in accepted)
-            await self._have_a_turn(many=datagrams >= _MANY)
-            await self._until_over(number)
-        except BaseException:
-            for _, submission in accepted:
-                self._flush.disown(submission)
-            raise
+    async def _send(self, pending: PendingSend, submission: Submission) -> None:
+        """For the pump, too: what becomes of a batch is in ``submission``, nothing is raised of
+        it."""
+        await self._shared.send_batch(pending, submission)
+
+    def _items_of(self, batch: PacketBatch) -> list[Item]:
+        """The packets of a small batch, to be gathered with others'; of any other one none."""
+        if not isinstance(batch, PacketBatch):
+            raise TypeError(f"a PacketBatch is needed, not {brief(batch)}")
+        messages, _ = messages_of(batch)
+        if not messages.plain or messages.datagrams >= MANY or messages.nbytes > _FEW_BYTES:
+            return []
+        name = self._queue.name
+        return [
+            (packet, len(packet), address, name(address), None)
+            for packet, address in batch.packets()
+        ]
 
     @trio.lowlevel.enable_ki_protection
     def send_nowait(self, value: PacketBatch) -> None:
@@ -340,15 +328,7 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
 
     def _send_nowait(self, pending: PendingSend, submission: Submission) -> None:
         """`send_nowait`, for the pump; see `_send`."""
-        if self._queue.datagrams and self._shared.now() is not FlushStatus.DONE:
-            raise trio.WouldBlock
-        self._queue.add(pending, submission)
-        status = self._shared.now()
-        if status is FlushStatus.BLOCKED and pending.place == (0, 0):
-            self._queue.take_back(pending)
-            # It is not told twice, and nobody else will ever know of it.
-            self._waiter.note(pending.errors)
-            raise trio.WouldBlock
+        self._shared.send_batch_now(pending, submission)
 
     def statistics(self) -> SenderStatistics:
         """A snapshot of what the sender has counted; afterwards too, when it is closed."""
@@ -390,24 +370,6 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
             raise TypeError(f"a PacketBatch is needed, not {brief(batch)}")
         self._waiter.check_open()
         return self._queue.prepare(*messages_of(batch))
-
-    async def _have_a_turn(self, *, many: bool) -> None:
-        """Let the others run, before or after sending what is queued. A checkpoint, always."""
-        if many:
-            self._shared.one_turn()
-        # Shielded: who is cancelled here has waited for nothing yet, and its datagrams go.
-        await trio.lowlevel.cancel_shielded_checkpoint()
-
-    async def _until_over(self, number: int) -> None:  # noqa: ASYNC910
-        """Wait until everything up to a number is sent or refused. No checkpoint where it is."""
-        if not self._queue.over(number):
-            await self._shared.until_over(number)
-        if self._waiter.closed:
-            self._check_not_cleared(number)
-
-    def _check_not_cleared(self, number: int) -> None:
-        if number >= self._queue.cleared_from:
-            raise trio.ClosedResourceError("the sender is closed")
 
     def _tell_errors(self, listener: Callable[[int], object]) -> None:
         """For a channel: the errno of an earlier datagram's error that a send is told of."""

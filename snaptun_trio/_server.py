@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, final
 
 import trio
 
-from ._batch import PacketBatch
+from ._batch import PacketBatch, batch_of, messages_of
 from ._errors import SendBatchError
 from ._kernel._sockets import close_socket
 from ._peer import PeerChannel
@@ -126,14 +126,16 @@ class UdpServer:
 
     async def _hand_out(self, batch: PacketBatch[Address]) -> None:  # noqa: ASYNC910
         """Give each peer what it sent."""
-        parts = batch.by_address()
+        parts = messages_of(batch)[0].by_address()
         least = batch.nbytes // _COPIED_BELOW if len(parts) > 1 else 0
         now = trio.current_time()
         self._received += len(batch)
         started = 0
-        for address, part in parts.items():
-            if part.nbytes < least:
-                part = part.detach()
+        for address, messages in parts.items():
+            if address is None:
+                raise RuntimeError("a datagram without an address")
+            own = messages.detached() if messages.nbytes < least else messages
+            part = batch_of(own)
             for piece in _by_way(part) if self._knows_ways else (part,):
                 peer = self._table.get(address)
                 if peer is not None:

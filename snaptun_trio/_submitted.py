@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ._brief import brief
 from ._errors import PacketTooLargeError
-from ._train import PacketTrain, check_way, flat_view, make_train
+from ._train import PacketTrain, flat_view
 
 if TYPE_CHECKING:
     from ._train import Address, Packet
@@ -39,18 +39,3 @@ def check_train(train: PacketTrain, most: int) -> None:
     longest = min(train.segment_size, train.nbytes)
     if longest > most:
         raise PacketTooLargeError(train.data, train.address, longest, most)
-
-
-def marked(
-    payload: bytes | memoryview,
-    address: Address | None,
-    ecn: int | None,
-    local_address: str | None,
-) -> PacketTrain:
-    """A packet that is to leave with these ECN bits, or from this host.
-
-    Raises:
-      TypeError, ValueError: an argument is no such thing.
-    """
-    marks = check_way(ecn, local_address, None)
-    return make_train(payload, len(payload), address, marks, local_address)

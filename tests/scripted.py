@@ -21,7 +21,6 @@ from snaptun_trio._kernel._interface import SocketIO
 from snaptun_trio._kernel._pieces import (
     OutgoingMessage,
     Prepared,
-    joined,
     outgoing_messages,
     prepare,
 )
@@ -137,9 +136,6 @@ class ScriptedIO(SocketIO):
 
     def outgoing(self, messages: Messages, address: Recipient) -> ScriptedOutgoing:
         return ScriptedOutgoing(self, prepare(messages, address, self.family))
-
-    def joined(self, parts: list[ScriptedOutgoing]) -> ScriptedOutgoing:
-        return ScriptedOutgoing(self, joined([part.prepared for part in parts]))
 
     async def wait_readable(self) -> None:
         await self.kernel.waits.wait(self)

@@ -18,15 +18,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import trio
 
-from .._batch import PER_TRAIN_ADDRESS
+from .._batch import PER_TRAIN_ADDRESS, TrainMessages
 from .._coalesce import MAX_SEGMENTS
+from .._train import make_train
 from . import _abi
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from .._batch import Messages, Recipient, TrainMessages
-    from .._train import Address
+    from .._batch import Messages, Recipient
+    from .._train import Address, Way
 
 Socket = trio.socket.SocketType | socket.socket
 
@@ -168,16 +169,27 @@ class SocketIO(ABC):
           TypeError, ValueError: an address, or a local address, is none of this family.
         """
 
-    def gathered(self, messages: TrainMessages, names: list[bytes | None]) -> Outgoing:
-        """The same of what was gathered by peer, whose raw names are known."""
-        return self.outgoing(messages, PER_TRAIN_ADDRESS)
+    def gathered(
+        self,
+        payloads: list[bytes | memoryview],
+        sizes: list[int],
+        addresses: list[Address | None],
+        names: list[bytes | None],
+        ways: list[Way | None],
+    ) -> Outgoing:
+        """The same of what was queued one by one, train by train.
 
-    @abstractmethod
-    def joined(self, parts: list[Any]) -> Outgoing:
-        """All of these as one, in their order. Nothing of them is sent yet.
-
-        The parts stay as they are. Nobody asks the whole for its content.
+        ``names`` are the raw names of the addresses, ``ways`` what is asked for beside them.
         """
+        trains = None
+        if any(ways):
+            trains = tuple(
+                [
+                    make_train(data, size, address, *(way or ()))
+                    for data, size, address, way in zip(payloads, sizes, addresses, ways)
+                ]
+            )
+        return self.outgoing(TrainMessages(payloads, sizes, addresses, trains), PER_TRAIN_ADDRESS)
 
     def send(self, outgoing: Outgoing, budget: int, *, single: bool = False) -> int:
         """Send what is next of it, with one call where the system can.

@@ -64,23 +64,6 @@ def prepare(messages: Messages, recipient: Recipient, family: int) -> Prepared:
     return Prepared(content, recipient, ways, order)
 
 
-def joined(parts: list[Prepared]) -> Prepared:
-    """Several batches that are ready to be sent, as one."""
-    payloads: list[bytes | memoryview] = []
-    sizes: list[int] = []
-    addresses: list[Address | None] = []
-    ways: list[Way] = []
-    for content, recipient, own, _ in parts:
-        payloads += content.payloads
-        sizes += content.segment_sizes
-        if recipient is PER_TRAIN_ADDRESS:
-            addresses += content.addresses
-        else:
-            addresses += [recipient] * content.count
-        ways += own
-    return Prepared(TrainMessages(payloads, sizes, addresses), PER_TRAIN_ADDRESS, ways)
-
-
 def _ways(content: TrainMessages, recipient: Recipient, family: int) -> list[Way]:
     if recipient is PER_TRAIN_ADDRESS:
         # By identity, for as long as the addresses live: 80.0 equals 80, and is no port.

@@ -21,7 +21,6 @@ from ._pieces import (
     IncomingMessage,
     OutgoingMessage,
     Prepared,
-    joined,
     outgoing_messages,
     prepare,
     received,
@@ -143,9 +142,6 @@ class PortableIO(SocketIO):
 
     def _transmit(self, message: OutgoingMessage) -> None:
         _send_message(self._open_plain(), message)
-
-    def joined(self, parts: list[PortableOutgoing]) -> PortableOutgoing:
-        return PortableOutgoing(joined([part.prepared for part in parts]), self._transmit)
 
 
 class PortableOutgoing:

@@ -239,63 +239,6 @@ PyObject *outgoing(PyObject *module, PyObject *const *args, Py_ssize_t count) {
     return (PyObject *)outgoing_new(state, rows, args[1], (int)family);
 }
 
-/* joined(outgoings) -> Outgoing of all their rows, in their order, each for whom it is for.
- *
- * Nothing of them may be sent yet. They stay as they are: should a message be refused, the caller goes
- * on with them. So nobody asks the joined one for its content, which has no addresses of its own. */
-PyObject *joined(PyObject *module, PyObject *list) {
-    State *state = state_of(module);
-    PyObject *sources = PySequence_Tuple(list);
-    Rows *rows = sources ? rows_new(state) : NULL;
-    Outgoing *sending = NULL;
-    if (!rows)
-        goto done;
-    Py_ssize_t parts = PyTuple_Size(sources);
-    long long count = 0;
-    int family = AF_UNSPEC;
-    for (Py_ssize_t i = 0; i < parts; i++) {
-        Outgoing *part = (Outgoing *)PyTuple_GetItem(sources, i);
-        if (Py_TYPE(OBJECT(part)) != state->outgoing_type || part->begin.row || part->begin.offset) {
-            PyErr_Format(PyExc_ValueError, "only what is not sent yet can be joined");
-            goto done;
-        }
-        count += part->rows->count;
-        family = part->family;
-    }
-    if (count > MAX_PIECES) {
-        PyErr_Format(PyExc_ValueError, "%lld rows are too many", count);
-        goto done;
-    }
-    rows->extra = Py_NewRef(sources);
-    rows->owner = Py_NewRef(sources);
-    rows->addresses = PyList_New(0); /* that there are some says that control messages are ours */
-    rows->rows = rows->memory = malloc((size_t)(count ? count : 1) * sizeof(struct row));
-    if (!rows->rows)
-        PyErr_NoMemory();
-    if (!rows->rows || !rows->addresses)
-        goto done;
-    for (Py_ssize_t i = 0; i < parts; i++) {
-        Outgoing *part = (Outgoing *)PyTuple_GetItem(sources, i);
-        PyObject *name = part->name_owner;
-        for (int r = 0; r < part->rows->count; r++) {
-            struct row *row = &rows->rows[rows->count++];
-            *row = part->rows->rows[r];
-            if (!part->rows->addresses)
-                row->control_length = 0; /* of a received row: what the kernel said */
-            if (name != Py_True) {
-                row->name = name == Py_None ? NULL : PyBytes_AsString(name);
-                row->name_length = name == Py_None ? 0 : (uint16_t)PyBytes_Size(name);
-            }
-        }
-    }
-    rows_sum(rows);
-    sending = outgoing_new(state, (Rows *)Py_NewRef(OBJECT(rows)), Py_True, family);
-done:
-    Py_XDECREF(sources);
-    Py_XDECREF(OBJECT(rows));
-    return (PyObject *)sending;
-}
-
 /* -- sending */
 
 /* Tell of the message that is next: the refused one, if any. */
