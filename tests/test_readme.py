@@ -6,14 +6,12 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import re
 import signal
 import socket
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -23,27 +21,15 @@ import trio.testing
 from snaptun_trio import PacketBatch, PacketTrain, UdpBatchReceiver
 
 from . import ends
+from .examples import EXAMPLES, ROOT, example
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import ModuleType
 
     from snaptun_trio import Address
 
-ROOT = Path(__file__).parent.parent
-EXAMPLES = ROOT / "docs" / "examples"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 HANG_GUARD = 60  # seconds; only a hang takes that long
-
-
-def example(name: str) -> ModuleType:
-    """One file of docs/examples, imported afresh."""
-    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def blocks(language: str) -> list[str]:
