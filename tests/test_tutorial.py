@@ -4,11 +4,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
 import re
 import signal
 import socket
+import subprocess
 import sys
 from functools import partial
 from typing import TYPE_CHECKING
@@ -20,11 +22,9 @@ import trio.testing
 from snaptun_trio import open_udp_channel, serve_udp
 
 from . import ends
-from .examples import example, program
+from .examples import EXAMPLES, example, program
 
 if TYPE_CHECKING:
-    import subprocess
-
     from snaptun_trio import UdpServer
 
 
@@ -109,6 +109,52 @@ async def test_dns_server_goes_on_when_one_peer_is_trouble(
             assert record.levelno == logging.WARNING
             assert record.getMessage() == f"{bad.local_address}: OSError('for a test')"
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.core
+@pytest.mark.skipif(sys.platform == "win32", reason="descriptors are handed down otherwise there")
+async def test_service_answers_on_a_socket_that_it_inherited(backend: str) -> None:
+    """As systemd does it: bound by somebody else, number 3, LISTEN_FDS and LISTEN_PID."""
+    ask, message = example("client").ask, example("dns_message")
+    question = message.question(7, b"www.example.org")
+    start = 'exec 3<&0 0</dev/null; LISTEN_FDS=1 LISTEN_PID=$$ exec "$0" "$1" 1'
+    command = ["sh", "-c", start, sys.executable, str(EXAMPLES / "service.py")]
+    with ends.bound_socket() as sock:
+        host, port = sock.getsockname()
+        async with await open_udp_channel(host, port) as channel:
+            await channel.send_packet(question)  # before it runs
+            with subprocess.Popen(
+                command, stdin=sock.fileno(), stdout=subprocess.PIPE, text=True
+            ) as service:
+                try:
+                    first_line(service, f"answering on port {port}\n")
+                    assert await channel.receive_packet() == message.answer_to(question)
+                    assert await ask(channel, question) == message.answer_to(question)
+                    service.send_signal(signal.SIGTERM)
+                    assert service.wait(ends.PATIENCE) == 0
+                finally:
+                    service.kill()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="how peers are spread is Linux's")
+async def test_a_worker_that_goes_leaves_its_peers_to_the_other(backend: str) -> None:
+    ask, message = example("client").ask, example("dns_message")
+    question = message.question(7, b"www.example.org")
+    with program("service", "0") as one:
+        port = first_line(one, r"answering on port (\d+)\n")[1]
+        with program("service", port) as other, contextlib.ExitStack() as stack:
+            first_line(other, f"answering on port {port}\n")
+            channels = [
+                stack.enter_context(await open_udp_channel("127.0.0.1", int(port)))
+                for _ in range(32)
+            ]
+            for channel in channels:
+                assert await ask(channel, question) == message.answer_to(question)
+            one.send_signal(signal.SIGTERM)
+            _, errors = one.communicate(timeout=ends.PATIENCE)
+            assert (one.returncode, errors) == (0, "")
+            for channel in channels:
+                assert await ask(channel, question) == message.answer_to(question)
 
 
 TESTS = [name for name in vars(example("testing_a_server")) if name.startswith("test_")]
