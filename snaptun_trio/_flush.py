@@ -20,6 +20,7 @@ from ._refusals import KnownRefusals, Verdict, judge
 from ._train import make_train
 
 if TYPE_CHECKING:
+    from ._gathering import Gathering
     from ._kernel._interface import SocketIO
     from ._send_queue import PendingSend, SendQueue, Submission
     from ._train import Address
@@ -239,13 +240,20 @@ class Flush:
 
     def _told_to(self, pending: PendingSend, index: int) -> list[SendFailure]:
         """Where the refusal of a train is entered, for whoever reports it."""
-        owner = pending.submission_of(index)
-        return owner.failures if owner is not None and owner.owned else self.unclaimed
+        gathering = pending.gathering
+        if gathering is None:
+            return pending.submission.failures if pending.submission.owned else self.unclaimed
+        told = gathering.told_to(gathering.place_of(pending.outgoing.place_of(index)))
+        return self.unclaimed if told is None else told
 
     def disown(self, submission: Submission) -> None:
-        """Nobody waits for these any more: what is refused of them is told with the unclaimed."""
+        """Nobody waits for a batch any more: what is refused of it is told with the unclaimed."""
         submission.owned = False
         self.unclaimed += submission.failures
+
+    def disown_packet(self, gathering: Gathering, place: int) -> None:
+        """The same of one that was queued by itself."""
+        self.unclaimed += gathering.disown(place)
 
 
 def _first_datagram(pending: PendingSend) -> tuple[Address | None, int]:

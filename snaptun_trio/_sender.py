@@ -16,7 +16,7 @@ from ._batch import PacketBatch, messages_of
 from ._brief import brief
 from ._closing import Closing
 from ._coalesce import MAX_PAYLOAD_IPV4, MAX_PAYLOAD_IPV6, MAX_SEGMENTS
-from ._errors import PacketTooLargeError, QueueFullError, SendBatchError
+from ._errors import QueueFullError, SendBatchError
 from ._flush import Flush, FlushStatus
 from ._kernel import socket_io
 from ._kernel._abi import MAX_BATCH_SIZE
@@ -24,7 +24,8 @@ from ._kernel._sockets import switched_off
 from ._send_queue import SendQueue, Submission
 from ._shared_flush import SharedFlush
 from ._statistics import SenderStatistics
-from ._train import PacketTrain, check_int, check_way, flat_view, make_train
+from ._submitted import check_train, marked, payload_of
+from ._train import PacketTrain, check_int
 from ._waiter import ReadinessWaiter
 
 if TYPE_CHECKING:
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
     from ._send_queue import PendingSend
     from ._train import Address, Packet
 
-# From so many datagrams on, what is queued is sent before the other tasks have their turn, and not
-# after: they could add little to it, and it is still in the processor's cache.
+# So many datagrams of one task are sent before the others have their turn, and not after: those
+# could add little to them, and they are still in the processor's cache.
 _MANY = 16
 
 
@@ -158,10 +159,10 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
           TypeError, ValueError: not a packet, or not an address that this socket can send to.
         """
         self._check_open()
-        payload = self._payload(packet, address)
+        payload = payload_of(packet, address, self._max_packet_size)
         if self._queue.datagrams >= self._batch_size:
             raise QueueFullError(packet, address, self._batch_size)
-        self._queue.put(payload, address, 1)
+        self._queue.put(payload, address, self._queue.name(address))
 
     def try_queue_train(self, train: PacketTrain) -> None:
         """Queue a whole train, to be sent as one where the kernel allows. Neither waits nor copies.
@@ -175,16 +176,12 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
           TypeError, ValueError: not a train, or its address is none that this socket can send to.
         """
         self._check_open()
-        if not isinstance(train, PacketTrain):
-            raise TypeError(f"a PacketTrain is needed, not {brief(train)}")
-        longest = min(train.segment_size, train.nbytes)
-        if longest > self._max_packet_size:
-            raise PacketTooLargeError(train.data, train.address, longest, self._max_packet_size)
+        check_train(train, self._max_packet_size)
         datagrams = len(train)
         if self._queue.datagrams and self._queue.datagrams + datagrams > self._batch_size:
             raise QueueFullError(train.data, train.address, self._batch_size)
         self._queue.check_source(train)
-        self._queue.put(train, train.address, datagrams)
+        self._queue.put(train, train.address, self._queue.name(train.address), datagrams)
 
     # -- sending
 
@@ -217,26 +214,34 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
           trio.ClosedResourceError: the sender or the socket is closed, before or during it.
           TypeError, ValueError: not a packet, or not an address that this socket can send to.
         """
+        queue = self._queue
         self._check_open()
-        payload = self._payload(packet, address)
-        self._queue.check(address)
+        payload = payload_of(packet, address, self._max_packet_size)
         item: bytes | memoryview | PacketTrain = payload
+        name = queue.name(address)
         if ecn is not None or local_address is not None:
-            marks = check_way(ecn, local_address, None)
-            item = make_train(payload, len(payload), address, marks, local_address)
-            self._queue.check_source(item)
-        submission = Submission()
+            item = marked(payload, address, ecn, local_address)
+            queue.check_source(item)
         await trio.lowlevel.checkpoint_if_cancelled()
-        number = await self._shared.enter(partial(self._queue.put, item, address, 1, submission))
+        if self._shared.has_room:
+            gathering = queue.put(item, address, name, owned=True)
+            place = len(gathering.items) - 1
+        else:
+            gathering, place = await self._shared.enter(
+                lambda: (it := queue.put(item, address, name, owned=True), len(it.items) - 1)
+            )
         try:
-            await self._until_over(number)
+            # Shielded: who is cancelled here has waited for nothing yet, and its packet goes.
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            if not queue.over(gathering.number):
+                await self._shared.until_over(gathering.number)
+            if self._waiter.closed:
+                self._check_not_cleared(gathering.number)
         except BaseException:
-            self._flush.disown(submission)
+            self._flush.disown_packet(gathering, place)
             raise
-        if submission.failures:
-            error = submission.failures[0].error
-            # Another one: the same refusal may be another task's as well.
-            raise OSError(error.errno, error.strerror)
+        if gathering.refused:
+            gathering.raise_refusal_of(place)
 
     @trio.lowlevel.enable_ki_protection
     def try_flush_best_effort(self) -> None:
@@ -270,7 +275,9 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         self._waiter.check_open()
-        await self._until_over(self._queue.last_number)
+        number = self._queue.last_number
+        await self._have_a_turn(many=self._queue.datagrams >= _MANY)
+        await self._until_over(number)
         self._raise_unclaimed()
 
     @trio.lowlevel.enable_ki_protection
@@ -300,10 +307,16 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
         """For the pump, too: what becomes of the batches is in their submissions, nothing is raised
         of it."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        number = 0
         for pending, submission in accepted:
-            number = await self._shared.enter(partial(self._queue.add, pending, submission))
+            if self._shared.has_room:
+                self._queue.add(pending, submission)
+            else:
+                await self._shared.enter(partial(self._queue.add, pending, submission))
+        # After a batch of nothing, all that was queued before is waited for still.
+        number = accepted[-1][0].number or self._queue.last_number
         try:
+            datagrams = sum(pending.outgoing.content.datagrams for pending, _ in accepted)
+            await self._have_a_turn(many=datagrams >= _MANY)
             await self._until_over(number)
         except BaseException:
             for _, submission in accepted:
@@ -379,20 +392,22 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
         self._waiter.check_open()
         return self._queue.prepare(*messages_of(batch))
 
-    def _payload(self, packet: Packet, address: Address | None) -> bytes | memoryview:
-        payload = packet if isinstance(packet, bytes) else flat_view(packet).toreadonly()
-        if len(payload) > self._max_packet_size:
-            raise PacketTooLargeError(packet, address, len(payload), self._max_packet_size)
-        return payload
-
-    async def _until_over(self, number: int) -> None:
-        """Wait until everything up to a number is sent or refused. A checkpoint, always."""
-        if self._queue.datagrams >= _MANY:
+    async def _have_a_turn(self, *, many: bool) -> None:
+        """Let the others run, before or after sending what is queued. A checkpoint, always."""
+        if many:
             self._shared.one_turn()
-        # Shielded: who is cancelled here has waited for nothing yet, and its packet goes.
+        # Shielded: who is cancelled here has waited for nothing yet, and its datagrams go.
         await trio.lowlevel.cancel_shielded_checkpoint()
-        await self._shared.until_over(number)
-        if self._waiter.closed and number >= self._queue.cleared_from:
+
+    async def _until_over(self, number: int) -> None:  # noqa: ASYNC910
+        """Wait until everything up to a number is sent or refused. No checkpoint where it is."""
+        if not self._queue.over(number):
+            await self._shared.until_over(number)
+        if self._waiter.closed:
+            self._check_not_cleared(number)
+
+    def _check_not_cleared(self, number: int) -> None:
+        if number >= self._queue.cleared_from:
             raise trio.ClosedResourceError("the sender is closed")
 
     def _tell_errors(self, listener: Callable[[int], object]) -> None:

@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import trio
 
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
     from ._send_queue import SendQueue
     from ._waiter import ReadinessWaiter
 
-    _Admission: TypeAlias = Callable[[], int]  # puts something into the queue: its number
+    ResultT = TypeVar("ResultT")
+    _Admission: TypeAlias = Callable[[], object]  # puts something into the queue
 
 
 class _Waiting:
     """What a task waits for, and how that ended."""
 
-    __slots__ = ("error", "number", "to_send", "what")
+    __slots__ = ("error", "to_send", "what")
 
     def __init__(self, what: int | _Admission) -> None:
         self.what = what
-        self.number: int | None = None
         self.error: Exception | None = None
         self.to_send = False  # whether it was woken to send, and keeps its place until it does
 
@@ -57,8 +57,15 @@ class SharedFlush:
         self._waiting: dict[trio.lowlevel.Task, _Waiting] = {}
         self._to_let_in = 0
 
-    async def enter(self, admission: _Admission) -> int:  # noqa: ASYNC910
-        """Put something into the queue, when there is room. Returns its number.
+    @property
+    def has_room(self) -> bool:
+        """Whether something may be put into the queue, and nobody waits to do so."""
+        return not self._to_let_in and self._queue.datagrams < self._most
+
+    async def enter(self, admission: Callable[[], ResultT]) -> ResultT:  # noqa: ASYNC910
+        """Let something be put into the queue, by a call of ``admission`` when there is room.
+
+        Returns what that call returned.
 
         No checkpoint where there is room at once. If cancelled, nothing was put in.
 
@@ -66,16 +73,20 @@ class SharedFlush:
           trio.ClosedResourceError: the sender or the socket is closed, before or during it.
           Exception: what ``admission`` raises.
         """
-        number: int | None = None
-        if not self._to_let_in:
-            number = self._let_in(admission)
-        while number is None:  # noqa: ASYNC913
+        results: list[ResultT] = []
+
+        def enter() -> None:
+            results.append(admission())
+
+        entered = self.has_room and self._let_in(enter)
+        while not entered:  # noqa: ASYNC913
             if self._sending:
                 self._to_let_in += 1
-                number = await self._wait_for(admission)
+                entered = await self._wait_for(enter)
             else:
-                number = await self._send(lambda: self._let_in(admission))
-        return number
+                await self._send(lambda: self._let_in(enter))
+                entered = True
+        return results[0]
 
     async def until_over(self, number: int) -> None:  # noqa: ASYNC910
         """Wait until everything up to a number is sent or refused. No checkpoint where it is.
@@ -89,7 +100,7 @@ class SharedFlush:
             if self._sending:
                 await self._wait_for(number)
             else:
-                await self._send(lambda: self._queue.over(number) or None)
+                await self._send(lambda: self._queue.over(number))
 
     def now(self) -> FlushStatus:
         """Send what can be sent now, and see who need not wait any more."""
@@ -114,17 +125,20 @@ class SharedFlush:
 
     # -- how
 
-    def _let_in(self, admission: _Admission) -> int | None:
-        """Put something in if there is room, `None` where there is none."""
-        return admission() if self._queue.datagrams < self._most else None
+    def _let_in(self, admission: _Admission) -> bool:
+        """Let something be put in if there is room. Returns whether there was."""
+        if self._queue.datagrams >= self._most:
+            return False
+        admission()
+        return True
 
-    async def _send(self, reached: Callable[[], int | None]) -> int:
-        """Send everything until something is reached; what that gives."""
+    async def _send(self, reached: Callable[[], bool]) -> None:  # noqa: ASYNC910
+        """Send everything until something is reached."""
         self._sending = True
         try:
-            while (result := reached()) is None:  # noqa: ASYNC913
+            while not reached():  # noqa: ASYNC913
                 status = self._flush.turn()
-                if (result := reached()) is not None:
+                if reached():
                     break
                 self._wake()
                 if status is FlushStatus.BLOCKED:
@@ -132,13 +146,12 @@ class SharedFlush:
                 else:
                     await trio.lowlevel.checkpoint()
                     self._waiter.check_open()
-            return result  # noqa: ASYNC910
         finally:
             self._sending = False
             self._wake()
 
-    async def _wait_for(self, what: int | _Admission) -> int | None:
-        """Wait until somebody else brought it about. `None` for whoever is to send next."""
+    async def _wait_for(self, what: int | _Admission) -> bool:
+        """Wait until somebody else brought it about. `False` for whoever is to send next."""
         task = trio.lowlevel.current_task()
         waiting = self._waiting[task] = _Waiting(what)
 
@@ -150,12 +163,12 @@ class SharedFlush:
         while task in self._waiting:  # woken to send
             if not self._sending:
                 self._forget(task)
-                return None
+                return False
             waiting.to_send = False  # another one was first
             await trio.lowlevel.wait_task_rescheduled(abort)
         if waiting.error is not None:
             raise waiting.error
-        return waiting.number
+        return True
 
     def _forget(self, task: trio.lowlevel.Task) -> None:
         if not isinstance(self._waiting.pop(task).what, int):
@@ -178,7 +191,7 @@ class SharedFlush:
                     self._let_go(task, waiting)
             elif self._queue.datagrams < self._most:
                 try:
-                    waiting.number = what()
+                    what()
                     let_in = True
                 except Exception as error:
                     waiting.error = error

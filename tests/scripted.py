@@ -211,6 +211,10 @@ class ScriptedOutgoing:
             self.work += 1 + (message.nbytes >> 14)
         return 0
 
+    def place_of(self, train: int) -> int:
+        order = self.prepared.order
+        return train if order is None else order[train]
+
     def skip(self, train: int, offset: int) -> None:
         here = bool(self._left) and self._left[0].end == (train, offset)
         self._left = self._left[1:] if here else []

@@ -60,7 +60,7 @@ def test_a_packet_that_cannot_be_counted_is_not_queued(
     for _ in range(queued):
         sender.try_queue_packet(b"before", A)
     with pytest.raises(MemoryError):
-        sender._queue.put(b"never", A, Unaddable(1))
+        sender._queue.put(b"never", A, sender._queue.name(A), Unaddable(1))
     check_law(sender)
     sender.try_queue_packet(b"after", A)
     sender.try_flush_best_effort()

@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import trio
 
+from .._batch import PER_TRAIN_ADDRESS
 from .._coalesce import MAX_SEGMENTS
 from . import _abi
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from .._batch import Messages, Recipient
+    from .._batch import Messages, Recipient, TrainMessages
     from .._train import Address
 
 Socket = trio.socket.SocketType | socket.socket
@@ -111,6 +112,9 @@ class Outgoing(Protocol):
     def send(self, fd: int, budget: int, segments: int, single: bool) -> int:
         """See `SocketIO.send`. A message has at most so many ``segments``; 0 is no GSO."""
 
+    def place_of(self, train: int, /) -> int:
+        """Where one of its trains stood in what was given."""
+
     def skip(self, train: int, offset: int, /) -> object:
         """Leave out what was refused, and go on from there."""
 
@@ -163,6 +167,10 @@ class SocketIO(ABC):
         Raises:
           TypeError, ValueError: an address, or a local address, is none of this family.
         """
+
+    def gathered(self, messages: TrainMessages, names: list[bytes | None]) -> Outgoing:
+        """The same of what was gathered by peer, whose raw names are known."""
+        return self.outgoing(messages, PER_TRAIN_ADDRESS)
 
     @abstractmethod
     def joined(self, parts: list[Any]) -> Outgoing:

@@ -65,6 +65,9 @@ class LinuxIO(SocketIO):
             rows = self._rows_of(messages, address)
         return _rows.outgoing(rows, name, self.family)
 
+    def gathered(self, messages: TrainMessages, names: list[bytes | None]) -> _rows.Outgoing:
+        return _rows.outgoing(self._rows_with(messages, names, kept=True), True, self.family)
+
     def joined(self, parts: list[_rows.Outgoing]) -> _rows.Outgoing:
         return _rows.joined(parts)
 
@@ -83,6 +86,11 @@ class LinuxIO(SocketIO):
         else:
             name = None if address is None else _sockaddr.name_of(address, self.family)
             names = [name] * made.count
+        return self._rows_with(made, names, kept=kept)
+
+    def _rows_with(
+        self, made: TrainMessages, names: list[bytes | None], *, kept: bool
+    ) -> _rows.Rows:
         controls = None
         if not made.plain:
             controls = [

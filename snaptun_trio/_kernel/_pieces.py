@@ -46,6 +46,8 @@ class Prepared(NamedTuple):
     content: TrainMessages
     recipient: Recipient
     ways: list[Way]
+    order: list[int] | None = None
+    """Where each train stood in what was given, `None` where it still stands there."""
 
 
 def prepare(messages: Messages, recipient: Recipient, family: int) -> Prepared:
@@ -59,7 +61,7 @@ def prepare(messages: Messages, recipient: Recipient, family: int) -> Prepared:
     order = _by_peer(content, ways) if recipient is PER_TRAIN_ADDRESS else None
     if order is not None:
         content, ways = content.ordered(order), [ways[index] for index in order]
-    return Prepared(content, recipient, ways)
+    return Prepared(content, recipient, ways, order)
 
 
 def joined(parts: list[Prepared]) -> Prepared:
@@ -68,7 +70,7 @@ def joined(parts: list[Prepared]) -> Prepared:
     sizes: list[int] = []
     addresses: list[Address | None] = []
     ways: list[Way] = []
-    for content, recipient, own in parts:
+    for content, recipient, own, _ in parts:
         payloads += content.payloads
         sizes += content.segment_sizes
         if recipient is PER_TRAIN_ADDRESS:
@@ -148,7 +150,7 @@ def outgoing_messages(
 
     None of them has more than ``segments`` datagrams; 0 is as good as 1, and asks for no GSO.
     """
-    content, recipient, ways = prepared
+    content, recipient, ways, _ = prepared
     payloads, sizes = content.payloads, content.segment_sizes
     index, offset = place
     while index < content.count:

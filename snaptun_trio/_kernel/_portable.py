@@ -243,6 +243,10 @@ class PortableOutgoing:
             self._next = next(self._found)
         return self._next
 
+    def place_of(self, train: int) -> int:
+        order = self.prepared.order
+        return train if order is None else order[train]
+
     def skip(self, train: int, offset: int) -> None:
         if self._next is None or (train, offset) != self._next.end:
             self._found = iter(())  # what is behind it is laid out anew

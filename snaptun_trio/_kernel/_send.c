@@ -387,6 +387,16 @@ static PyObject *outgoing_skip(Outgoing *sending, PyObject *const *args, Py_ssiz
     Py_RETURN_NONE;
 }
 
+/* place_of(train) -> where a row stood among the rows that a program made. */
+static PyObject *outgoing_place_of(Outgoing *sending, PyObject *argument) {
+    long row = PyLong_AsLong(argument);
+    if (PyErr_Occurred())
+        return NULL;
+    if (row < 0 || row >= sending->rows->count)
+        return PyErr_Format(PyExc_IndexError, "row %ld of %d", row, sending->rows->count);
+    return PyLong_FromLong(sending->rows->rows[row].index);
+}
+
 static void outgoing_dealloc(Outgoing *sending) {
     PyTypeObject *type = Py_TYPE(OBJECT(sending));
     let_go(sending);
@@ -421,6 +431,8 @@ static PyGetSetDef outgoing_getset[] = {
 static PyMethodDef outgoing_methods[] = {
     {"send", (PyCFunction)(void (*)(void))outgoing_send, METH_FASTCALL,
      "send(fd, budget, segments, single) -> 0, or the errno with which nothing was sent"},
+    {"place_of", (PyCFunction)outgoing_place_of, METH_O,
+     "place_of(train) -> where it stood among those that a program made"},
     {"skip", (PyCFunction)(void (*)(void))outgoing_skip, METH_FASTCALL,
      "skip(train, offset): leave out what is before, which was refused"},
     {NULL, NULL, 0, NULL},
