@@ -58,8 +58,9 @@ def stack() -> Iterator[contextlib.ExitStack]:
         yield opened
 
 
-def test_readme_shows_the_echo_example_as_it_stands() -> None:
-    assert blocks("python") == [(EXAMPLES / "echo.py").read_text(encoding="utf-8")]
+def test_readme_shows_the_echo_examples_as_they_stand() -> None:
+    shown = [EXAMPLES / "echo_server.py", EXAMPLES / "echo.py"]
+    assert blocks("python") == [path.read_text(encoding="utf-8") for path in shown]
 
 
 def test_ci_runs_exactly_the_readmes_test_command() -> None:
@@ -75,6 +76,19 @@ def test_every_example_is_shown_in_the_docs() -> None:
     pages = "".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs").glob("*.rst"))
     shown = set(re.findall(r"literalinclude:: examples/(\w+)\.py", pages))
     assert shown == {path.stem for path in EXAMPLES.glob("*.py")}
+
+
+def test_the_design_page_lists_every_file_of_the_package() -> None:
+    page = (ROOT / "docs" / "design.rst").read_text(encoding="utf-8")
+    rooms = page.partition("    snaptun_trio/\n")[2].partition("\n\n")[0]
+    listed = re.findall(r"^ {6,}(\w+\.(?:py|pyi|c|h)) ", rooms, re.MULTILINE)
+    package = ROOT / "snaptun_trio"
+    there = [
+        path.name
+        for path in package.rglob("*")
+        if path.suffix in (".py", ".pyi", ".c", ".h") and path.parent.name != "_demo"
+    ]
+    assert sorted(listed) == sorted(there)
 
 
 @pytest.mark.core
