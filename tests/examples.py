@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from . import ends
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterator
     from types import ModuleType
 
@@ -40,10 +41,24 @@ def example(name: str) -> ModuleType:
 @contextlib.contextmanager
 def program(name: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """A file of docs/examples that runs as a program, and is killed in the end."""
-    command = [sys.executable, str(EXAMPLES / f"{name}.py"), *arguments]
+    with _running([sys.executable, str(EXAMPLES / f"{name}.py"), *arguments]) as process:
+        yield process
+
+
+@contextlib.contextmanager
+def program_on(sock: socket.socket, name: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """The same with a socket that is handed down as by systemd: number 3, and whose it is."""
+    start = 'exec 3<&0 0</dev/null; LISTEN_FDS=1 LISTEN_PID=$$ exec "$0" "$@"'
+    command = ["sh", "-c", start, sys.executable, str(EXAMPLES / f"{name}.py"), *arguments]
+    with _running(command, stdin=sock.fileno()) as process:
+        yield process
+
+
+@contextlib.contextmanager
+def _running(command: list[str], stdin: int | None = None) -> Iterator[subprocess.Popen[str]]:
     pipe = subprocess.PIPE
     with ends.children_take_ctrl_c():
-        process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True)
+        process = subprocess.Popen(command, stdin=stdin, stdout=pipe, stderr=pipe, text=True)
     with process:
         try:
             yield process

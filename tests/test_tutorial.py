@@ -10,7 +10,6 @@ import logging
 import re
 import signal
 import socket
-import subprocess
 import sys
 from functools import partial
 from typing import TYPE_CHECKING
@@ -22,9 +21,11 @@ import trio.testing
 from snaptun_trio import open_udp_channel, serve_udp
 
 from . import ends
-from .examples import EXAMPLES, example, program
+from .examples import example, program, program_on
 
 if TYPE_CHECKING:
+    import subprocess
+
     from snaptun_trio import UdpServer
 
 
@@ -117,23 +118,17 @@ async def test_service_answers_on_a_socket_that_it_inherited(backend: str) -> No
     """As systemd does it: bound by somebody else, number 3, LISTEN_FDS and LISTEN_PID."""
     ask, message = example("client").ask, example("dns_message")
     question = message.question(7, b"www.example.org")
-    start = 'exec 3<&0 0</dev/null; LISTEN_FDS=1 LISTEN_PID=$$ exec "$0" "$1" 1'
-    command = ["sh", "-c", start, sys.executable, str(EXAMPLES / "service.py")]
     with ends.bound_socket() as sock:
         host, port = sock.getsockname()
         async with await open_udp_channel(host, port) as channel:
             await channel.send_packet(question)  # before it runs
-            with subprocess.Popen(
-                command, stdin=sock.fileno(), stdout=subprocess.PIPE, text=True
-            ) as service:
-                try:
-                    first_line(service, f"answering on port {port}\n")
-                    assert await channel.receive_packet() == message.answer_to(question)
-                    assert await ask(channel, question) == message.answer_to(question)
-                    service.send_signal(signal.SIGTERM)
-                    assert service.wait(ends.PATIENCE) == 0
-                finally:
-                    service.kill()
+            with program_on(sock, "service", "1") as service:
+                first_line(service, f"answering on port {port}\n")
+                assert await channel.receive_packet() == message.answer_to(question)
+                assert await ask(channel, question) == message.answer_to(question)
+                service.send_signal(signal.SIGTERM)
+                _, errors = service.communicate(timeout=ends.PATIENCE)
+    assert (service.returncode, errors) == (0, "")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="how peers are spread is Linux's")
