@@ -43,7 +43,7 @@ class UdpChannel(Closing, trio.abc.Channel[PacketBatch[Address]]):
     @property
     @abstractmethod
     def local_address(self) -> Address:
-        """Where the peer reaches us: the address that its last datagrams came to, and our port."""
+        """The address of ours that the peer's last datagrams came to, with our port."""
 
     @property
     def mtu(self) -> int:

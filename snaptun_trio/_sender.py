@@ -50,7 +50,8 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
     The sender is created once for a socket and reused. It borrows the socket and never closes it.
     It sets the path MTU discovery of the socket to PROBE, so that everything is sent with DF: a
     datagram that is larger than the interface's MTU is refused with EMSGSIZE, and none is ever
-    fragmented.
+    fragmented. Only on a socket that its owner opened with ``fragment=True`` (`open_udp_socket`) is
+    that left as it is, and nothing segmented.
 
     Any number of tasks may send with one sender at once, and each learns of its own refusals only.
     What they submit before the scheduler comes round leaves together: each call is a checkpoint,
