@@ -94,7 +94,7 @@ class Outlet(ABC):
         """Datagrams that are being sent."""
         return sum(one.waiting for one in self.under_way)
 
-    async def send(self, batches: Sequence[PacketBatch]) -> None:
+    async def send(self, batches: Sequence[PacketBatch]) -> None:  # noqa: ASYNC910
         """Send batches, and all that is still under way, waiting as often as need be.
 
         Raises:

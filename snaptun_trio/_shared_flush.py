@@ -183,7 +183,7 @@ class SharedFlush:
                 await self._wait_for(enter)
             else:
                 await self._send(lambda: self._let_in(enter))
-        return results[0]
+        return results[0]  # noqa: ASYNC910
 
     def _let_in(self, admission: _Admission) -> bool:
         """Let something be put in if there is room. Returns whether there was."""
