@@ -195,6 +195,7 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
         *,
         ecn: int | None = None,
         local_address: str | None = None,
+        interface_index: int | None = None,
     ) -> None:
         """Send one packet, together with what other tasks send meanwhile. Copies nothing.
 
@@ -209,6 +210,7 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
           address: a numeric address, or `None` for the connected peer.
           ecn: the two ECN bits, 0 to 3; `None` is the socket's own setting.
           local_address: the numeric host to send from; `None` leaves it to the kernel.
+          interface_index: the interface to leave by, likewise.
 
         Raises:
           OSError: the kernel refused this packet.
@@ -220,9 +222,9 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
         payload = self._payload(packet, address)
         self._queue.check(address)
         item: bytes | memoryview | PacketTrain = payload
-        if ecn is not None or local_address is not None:
-            marks = check_way(ecn, local_address, None)
-            item = make_train(payload, len(payload), address, marks, local_address)
+        if not (ecn is None and local_address is None and interface_index is None):
+            marks = check_way(ecn, local_address, interface_index)
+            item = make_train(payload, len(payload), address, marks, local_address, interface_index)
             self._queue.check_source(item)
         submission = Submission()
         await trio.lowlevel.checkpoint_if_cancelled()
