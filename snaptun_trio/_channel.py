@@ -100,7 +100,8 @@ class UdpChannel(Closing, trio.abc.Channel[PacketBatch]):
             if not self._left:  # not any more, perhaps: it may have been closed
                 return await self._receive()
             packets, self._left = self._left[::-1], []
-            return PacketBatch.pack((packet, self.address) for packet in packets).to(self.address)
+            left = PacketBatch.pack((packet, self.address) for packet in packets)
+            return left.to(self.address)  # noqa: ASYNC910
         finally:
             self._receiving = False
 
@@ -133,7 +134,7 @@ class UdpChannel(Closing, trio.abc.Channel[PacketBatch]):
             packet = self._left.pop()
             if self._closed:  # while it was under way: it is the last one
                 self._discard_left()
-            return packet
+            return packet  # noqa: ASYNC910
         finally:
             self._receiving = False
 

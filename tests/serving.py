@@ -10,8 +10,10 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 import trio
+import trio.testing
 
-from snaptun_trio import serve_udp
+from snaptun_trio import PacketBatch, serve_udp
+from snaptun_trio.testing import ScriptedSocket
 
 from . import ends
 
@@ -20,6 +22,29 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from snaptun_trio import Address, ServerStatistics, UdpChannel, UdpServer
+
+
+def peer(number: int) -> Address:
+    return "192.0.2.9", 1000 + number
+
+
+async def echo(channel: UdpChannel) -> None:
+    async for batch in channel:
+        await channel.send(batch)
+
+
+async def finish(channel: UdpChannel) -> None:
+    """A handler that takes all there is and then returns."""
+    async for _ in channel:
+        pass
+
+
+class RefusedError(Exception):
+    """What the tests' admit and handlers raise."""
+
+
+def fail(*arguments: object) -> bool:
+    raise RefusedError(arguments)
 
 
 class Served:
@@ -71,6 +96,19 @@ class Served:
         """Wait until so many datagrams have come in, ever."""
         return await self.until(lambda seen: seen.datagrams_received >= datagrams)
 
+    async def feed(self, *pairs: tuple[bytes, Address | None]) -> ServerStatistics:
+        """Let these come in with one call on a scripted socket, and everybody do what is to do."""
+        self.feed_batch(PacketBatch.pack(pairs))
+        await trio.testing.wait_all_tasks_blocked()
+        return self.statistics()
+
+    def feed_batch(self, batch: PacketBatch) -> None:
+        """Let a batch come in with one call on a scripted socket."""
+        sock = self.server._sender.socket
+        assert isinstance(sock, ScriptedSocket)
+        sock.receives.append(batch)
+        sock.wake()
+
     async def new_peer(self, sock: socket.socket, *packets: bytes) -> UdpChannel:
         """Send from a new address, and wait for its handler."""
         for packet in packets or (b"hello",):
@@ -95,11 +133,11 @@ def check_law(statistics: ServerStatistics) -> ServerStatistics:
 async def server(
     handler: Callable[[UdpChannel], Any] | None = None,
     port: Any = 0,  # noqa: ANN401
-    *,
-    host: str | None = "127.0.0.1",
     **options: Any,  # noqa: ANN401
 ) -> AsyncIterator[Served]:
-    """A server on loopback, which ends with the block."""
+    """A server on loopback, or on a socket that is given; it ends with the block."""
+    if isinstance(port, int):
+        options.setdefault("host", "127.0.0.1")
     served = Served()
     async with trio.open_nursery() as nursery:
         served.nursery = nursery
@@ -108,12 +146,13 @@ async def server(
             await serve_udp(
                 handler or served.handler,
                 port,
-                host=host,
                 task_status=task_status,
                 **options,
             )
 
         served.server = await nursery.start(serve)
-        yield served
-        nursery.cancel_scope.cancel()
+        try:
+            yield served
+        finally:
+            nursery.cancel_scope.cancel()
     check_law(served.server.statistics())
