@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -12,6 +13,8 @@ from hypothesis import given, strategies as st
 
 from snaptun_trio import PacketBatch, PacketTrain
 from snaptun_trio._peer import PeerChannel
+
+from .test_control_c import interrupters
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -371,3 +374,43 @@ def test_whatever_happens_all_is_counted_and_order_is_kept(steps: list[Any]) -> 
         assert seen.datagrams_waiting == 0
 
     trio.run(main)
+
+
+@pytest.mark.skipif(sys.implementation.name != "cpython", reason="see test_control_c")
+@pytest.mark.parametrize("how", ["receive", "receive_packet", "__anext__"])
+@pytest.mark.parametrize("left", [False, True])
+def test_f54_control_c_anywhere_in_a_receive_loses_no_datagram(how: str, left: bool) -> None:
+    for interrupter in interrupters():
+        channel, source, _ = make()
+        source.put(3)
+        source.put(2)
+        found: list[int] = []
+
+        async def take(how: str, channel: PeerChannel = channel, found: list[int] = found) -> None:
+            got = await getattr(channel, how)()
+            sys.settrace(None)  # from here on it is the program's
+            found.extend([int(got)] if isinstance(got, bytes) else numbers(got))
+
+        async def drain(channel: PeerChannel = channel, take: Any = take) -> None:  # noqa: ANN401
+            while channel.statistics().datagrams_waiting:
+                await take("receive")
+
+        if left:
+            trio.run(take, "receive_packet")
+        interrupter.run(trio.run, take, how)
+        trio.run(drain)
+        assert found == [0, 1, 2, 3, 4]
+        assert check(channel).datagrams_delivered == 5
+
+
+def test_f54_control_c_anywhere_in_a_close_still_closes_it() -> None:
+    for interrupter in interrupters():
+        channel, source, route = make()
+        source.put(3)
+
+        async def main(channel: PeerChannel = channel) -> None:
+            channel.close()
+
+        interrupter.run(trio.run, main)
+        assert check(channel).datagrams_discarded == 3
+        assert route.forgotten == [channel]
