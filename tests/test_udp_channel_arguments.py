@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from typing import Any
 
 import pytest
@@ -14,11 +13,6 @@ from snaptun_trio import (
 )
 
 pytestmark = pytest.mark.usefixtures("backend")
-
-linux = pytest.mark.skipif(sys.platform != "linux", reason="what only Linux tells")
-
-
-# -- arguments
 
 WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"host": b"localhost"}, TypeError, "host"),
