@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING
 import trio
 
 from ._batch import PacketBatch
+from ._brief import brief
 from ._closing import Closing
 from ._errors import SendBatchError
-from ._train import Address
 
 if TYPE_CHECKING:
     from ._statistics import ChannelStatistics
-    from ._train import Packet
+    from ._train import Address, Packet
 
 
-class UdpChannel(Closing, trio.abc.Channel[PacketBatch[Address]]):
+class UdpChannel(Closing, trio.abc.Channel[PacketBatch]):
     """Datagrams to and from one peer. UDP still loses, doubles and reorders them.
 
     `open_udp_channel` opens one to a server, and the handler of `serve_udp` is given one for each
@@ -33,6 +33,8 @@ class UdpChannel(Closing, trio.abc.Channel[PacketBatch[Address]]):
 
     def __init__(self) -> None:
         self._left: list[bytes] = []  # of a batch that `receive_packet` took, the next one last
+        self._receiving = self._closed = False
+        self._discarded = 0  # datagrams that waited when it was closed, or came after
         self._refused_size: int | None = None  # bytes of the smallest datagram that was too long
 
     @property
@@ -49,10 +51,11 @@ class UdpChannel(Closing, trio.abc.Channel[PacketBatch[Address]]):
     def mtu(self) -> int:
         """The largest datagram that can be sent to this peer, in payload bytes.
 
-        Everything is sent with DF set. This is what the routing table says of the way (IP_MTU and
-        IPV6_MTU, ip(7) and ipv6(7)), less the IP and UDP headers, and less still where a datagram
-        was refused with EMSGSIZE. A narrower link farther away drops larger ones in silence. Where
-        the system does not say it, it is 1232, which every IPv6 path carries (RFC 8200, 5).
+        Everything is sent with DF set, unless ``fragment`` was asked for. This is what the routing
+        table says of the way (IP_MTU and IPV6_MTU, ip(7) and ipv6(7)), less the IP and UDP headers,
+        and less still where a datagram was refused with EMSGSIZE. A narrower link farther away
+        drops larger ones in silence. Where the system does not say it, it is 1232, which every IPv6
+        path carries (RFC 8200, 5).
         """
         told = self._path_mtu()
         return told if self._refused_size is None else min(told, self._refused_size - 1)
@@ -90,11 +93,17 @@ class UdpChannel(Closing, trio.abc.Channel[PacketBatch[Address]]):
           OSError: of a client, what the path or the peer's machine said, such as
             `ConnectionRefusedError`. The channel can be used on.
         """
-        if self._left:
-            await trio.lowlevel.checkpoint()
+        self._begin_to_receive()
+        try:
+            if self._left:
+                await trio.lowlevel.checkpoint()
+            if not self._left:  # not any more, perhaps: it may have been closed
+                return await self._receive()
             packets, self._left = self._left[::-1], []
-            return PacketBatch.pack((packet, self.address) for packet in packets).to(self.address)
-        return await self._receive()
+            left = PacketBatch.pack((packet, self.address) for packet in packets)
+            return left.to(self.address)  # noqa: ASYNC910
+        finally:
+            self._receiving = False
 
     @trio.lowlevel.enable_ki_protection
     async def __anext__(self) -> PacketBatch[Address]:
@@ -109,21 +118,34 @@ class UdpChannel(Closing, trio.abc.Channel[PacketBatch[Address]]):
         """Receive one datagram, waiting for it if need be.
 
         A cancelled call has received nothing. The rest of what came with it is given by the next
-        calls, of this or of `receive`.
+        calls, of this or of `receive`, which then tells neither ECN bits nor times of it.
 
         Raises:
           trio.EndOfChannel, trio.ClosedResourceError, trio.BusyResourceError, OSError: see
             `receive`.
         """
-        if self._left:
-            await trio.lowlevel.checkpoint()
-            if self._left:  # or another task has taken the last one
-                return self._left.pop()
-        packets = (await self._receive()).packets()
-        if len(packets) > 1:
-            self._left = [packet for packet, _ in packets[:0:-1]] + self._left
-        return packets[0][0]
+        self._begin_to_receive()
+        try:
+            if self._left:
+                await trio.lowlevel.checkpoint()
+            if not self._left:
+                packets = (await self._receive()).packets()
+                if len(packets) == 1:
+                    return packets[0][0]
+                self._left = [packet for packet, _ in reversed(packets)]
+            packet = self._left.pop()
+            if self._closed:  # while it was under way: it is the last one
+                self._discard_left()
+            return packet  # noqa: ASYNC910
+        finally:
+            self._receiving = False
 
+    def _begin_to_receive(self) -> None:
+        if self._receiving:
+            raise trio.BusyResourceError("another task is already receiving from this channel")
+        self._receiving = True
+
+    @trio.lowlevel.enable_ki_protection
     async def send(self, value: PacketBatch) -> None:
         """Send a batch to the peer, whoever its trains were for.
 
@@ -134,6 +156,9 @@ class UdpChannel(Closing, trio.abc.Channel[PacketBatch[Address]]):
           trio.ClosedResourceError: the channel is closed, before or during it.
           TypeError: not a batch.
         """
+        if not isinstance(value, PacketBatch):
+            raise TypeError(f"a PacketBatch is needed, not {brief(value)}")
+        self._check_open()
         try:
             await self._send(value)
         except SendBatchError as error:
@@ -142,6 +167,7 @@ class UdpChannel(Closing, trio.abc.Channel[PacketBatch[Address]]):
                     self._learn_size(min(failure.train.segment_size, failure.train.nbytes))
             raise
 
+    @trio.lowlevel.enable_ki_protection
     async def send_packet(self, packet: Packet) -> None:
         """Send one packet to the peer. Returns when it was sent.
 
@@ -153,12 +179,37 @@ class UdpChannel(Closing, trio.abc.Channel[PacketBatch[Address]]):
           trio.ClosedResourceError: the channel is closed, before or during it.
           TypeError: not bytes-like.
         """
+        self._check_open()
         try:
             await self._send_packet(packet)
         except OSError as error:
             if error.errno == errno.EMSGSIZE:
                 self._learn_size(memoryview(packet).nbytes)
             raise
+
+    @trio.lowlevel.enable_ki_protection
+    def close(self) -> None:
+        """Close the channel, now and for good. Closing again does nothing.
+
+        A task that waits in `receive` gets `trio.ClosedResourceError`. What waits for the program
+        is discarded, and counted. Of a server, what the peer sends after that is a new peer's.
+        """
+        if not self._closed:
+            self._closed = True
+            self._discard_left()
+            self._close()
+
+    @abstractmethod
+    def _close(self) -> None:
+        """`close`, once."""
+
+    def _discard_left(self) -> None:
+        self._discarded += len(self._left)
+        self._left = []
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise trio.ClosedResourceError("the channel is closed")
 
     def _learn_size(self, size: int) -> None:
         known = self._refused_size

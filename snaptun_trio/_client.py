@@ -14,7 +14,7 @@ from ._receiver import UdpBatchReceiver
 from ._sender import UdpBatchSender
 from ._sockets import DEFAULT_BUFFER, open_udp_socket
 from ._statistics import ChannelStatistics
-from ._train import check_int
+from ._train import check_flags, check_int
 
 if TYPE_CHECKING:
     import trio
@@ -47,7 +47,6 @@ class ClientChannel(UdpChannel):
         self._sender._tell_errors(self._receiver._hear)
         self._address: Address = sock.getpeername()
         self._local_address = self._receiver.local_address
-        self._discarded = 0
 
     @property
     def address(self) -> Address:
@@ -83,16 +82,9 @@ class ClientChannel(UdpChannel):
             sender=self._sender.statistics(),
         )
 
-    def close(self) -> None:
-        """Close the channel and its socket, now and for good.
-
-        A task that waits in a call of it gets `trio.ClosedResourceError`. Closing again does
-        nothing.
-        """
+    def _close(self) -> None:
         self._receiver.close()
         self._sender.close()
-        self._discarded += len(self._left)
-        self._left = []
         close_socket(self._sock)
 
 
@@ -135,6 +127,7 @@ async def open_udp_channel(
     if not isinstance(host, str):
         raise TypeError(f"host is a str, not {brief(host)}")
     check_int("port", port, 1, 0xFFFF)
+    check_flags(gro=gro, gso=gso, ecn=ecn, timestamps=timestamps)
     sock = await open_udp_socket(
         local,
         remote=(host, port),

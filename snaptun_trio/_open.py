@@ -16,7 +16,7 @@ from ._kernel._sockets import check_socket, close_socket
 from ._pump import DEFAULT_CAPACITY, BatchPump
 from ._receiver import UdpBatchReceiver
 from ._sender import UdpBatchSender
-from ._sockets import DEFAULT_BUFFER, open_udp_socket
+from ._sockets import DEFAULT_BUFFER, open_udp_socket, refuse_options
 
 if TYPE_CHECKING:
     import socket as stdlib_socket
@@ -97,15 +97,13 @@ async def open_batch_pump(  # noqa: ASYNC911
         sock = check_socket(local_or_socket, "a socket, an address (host, port) or a descriptor")
     try:
         if sock is local_or_socket:
-            for name, value, default in (
-                ("remote", remote, None),
-                ("reuse_port", reuse_port, False),
-                ("receive_buffer", receive_buffer, DEFAULT_BUFFER),
-                ("send_buffer", send_buffer, DEFAULT_BUFFER),
-                ("fragment", fragment, False),
-            ):
-                if value != default:
-                    raise ValueError(f"{name}={value}: a socket that is given has its options")
+            refuse_options(
+                remote=(remote, None),
+                reuse_port=(reuse_port, False),
+                receive_buffer=(receive_buffer, DEFAULT_BUFFER),
+                send_buffer=(send_buffer, DEFAULT_BUFFER),
+                fragment=(fragment, False),
+            )
         receiver = UdpBatchReceiver(
             sock,
             pool,

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
-from ._batch import PacketBatch, TrainMessages, batch_of, first_train
+from ._batch import PacketBatch, TrainMessages, batch_of, first_train, over
 from ._channel import UdpChannel
+from ._errors import SendBatchError
 from ._kernel._sockets import path_mtu
 from ._statistics import ChannelStatistics
 from ._train import Address, make_train, way_back
@@ -44,7 +45,6 @@ class PeerChannel(UdpChannel):
 
     Attributes:
       last_heard, established: see `_peer_table.Peer`.
-      received, dropped, discarded: datagrams.
     """
 
     def __init__(self, route: Route, address: Address, now: float) -> None:
@@ -57,11 +57,10 @@ class PeerChannel(UdpChannel):
         self._waiting = 0
         self._reader: trio.lowlevel.Task | None = None
         self._handed: PacketBatch[Address] | None = None
-        self._ended = self._closed = False
+        self._ended = False
         self.last_heard = now
         self.established = False
-        self.received = self.dropped = self.discarded = 0
-        self._sent = 0
+        self._received = self._dropped = self._sent = 0  # datagrams
 
     @property
     def address(self) -> Address:
@@ -82,33 +81,30 @@ class PeerChannel(UdpChannel):
 
     def put(self, batch: PacketBatch[Address]) -> None:
         """Give the handler what has come, or as much of it as fits. Never waits."""
-        self.received += len(batch)
+        self._received += len(batch)
         if self._closed:
-            self.discarded += len(batch)
+            self._discarded += len(batch)
             return
         if self._reader is not None and self._handed is None:
             self._handed = batch
             trio.lowlevel.reschedule(self._reader)
             return
-        room = self._route._most_waiting - self._waiting
+        handed = 0 if self._handed is None else len(self._handed)
+        room = self._route._most_waiting - self._waiting - handed - len(self._left)
         if len(batch) > room:
-            batch = self._fitting(batch, room)
+            fitting = _beginning(batch, room)
+            self._dropped += len(batch) - len(fitting)
+            batch = fitting
         if batch:
             if self._queue is None:
                 self._queue = deque()
             self._queue.append(batch)
             self._waiting += len(batch)
 
-    def _fitting(self, batch: PacketBatch[Address], room: int) -> PacketBatch[Address]:
-        kept = []
-        for train in batch.trains:
-            if len(train) > room:
-                break
-            room -= len(train)
-            kept.append(train)
-        fitting = PacketBatch(kept)
-        self.dropped += len(batch) - len(fitting)
-        return fitting
+    def note_way(self, batch: PacketBatch[Address]) -> None:
+        """Answer from the address of ours that a batch came to."""
+        if self._route._knows_ways:
+            self._host, self._interface = way_back(first_train(batch))
 
     def end(self) -> None:
         """Nothing more will come. What waits can still be received."""
@@ -124,8 +120,6 @@ class PeerChannel(UdpChannel):
     # -- for the handler
 
     async def _receive(self) -> PacketBatch[Address]:
-        if self._reader is not None:
-            raise trio.BusyResourceError("another task is already receiving from this channel")
         await trio.lowlevel.checkpoint_if_cancelled()
         batch = self._next()
         if batch is not None:
@@ -139,23 +133,18 @@ class PeerChannel(UdpChannel):
             handed = self._next()
             assert handed is not None, "woken for nothing"
             return handed
-        if self._closed:
-            # It had been handed over when another task closed the channel.
-            self.discarded += len(handed)
-            raise trio.ClosedResourceError("the channel is closed")
-        self._note_way(handed)
+        self.note_way(handed)
         return handed
 
     def _next(self) -> PacketBatch[Address] | None:
         """What waits, `None` where nothing does yet."""
-        if self._closed:
-            raise trio.ClosedResourceError("the channel is closed")
+        self._check_open()
         if self._queue:
             batch = self._queue.popleft()
             self._waiting -= len(batch)
             if not self._queue:
                 self._queue = None  # an idle peer keeps nothing
-            self._note_way(batch)
+            self.note_way(batch)
             return batch
         if self._ended:
             raise trio.EndOfChannel
@@ -165,14 +154,9 @@ class PeerChannel(UdpChannel):
         self._reader = None
         return trio.lowlevel.Abort.SUCCEEDED
 
-    def _note_way(self, batch: PacketBatch[Address]) -> None:
-        if self._route._knows_ways:
-            self._host, self._interface = way_back(first_train(batch))
-
     async def _send(self, batch: PacketBatch) -> None:
-        self._check_open()
         if self._host is None:
-            await self._route._sender.send(batch.to(self._address))
+            batch = batch.to(self._address)
         else:
             trains = [
                 make_train(
@@ -185,20 +169,22 @@ class PeerChannel(UdpChannel):
                 )
                 for train in batch.trains
             ]
-            await self._route._sender.send(PacketBatch(trains))
+            batch = PacketBatch(trains)
+        try:
+            await self._route._sender.send(batch)
+        except SendBatchError as error:
+            self._sent += len(batch) - sum(failure.datagrams for failure in error.failures)
+            raise
         self._sent += len(batch)
 
     async def _send_packet(self, packet: Packet) -> None:
-        self._check_open()
-        if self._interface is None:
-            await self._route._sender.send_packet(packet, self._address, local_address=self._host)
-            self._sent += 1
-        else:  # a link-local address of ours, which is one only together with its interface
-            await self._send(PacketBatch.pack([(packet, self._address)]))
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise trio.ClosedResourceError("the channel is closed")
+        await self._route._sender.send_packet(
+            packet,
+            self._address,
+            local_address=self._host,
+            interface_index=self._interface,
+        )
+        self._sent += 1
 
     def _path_mtu(self) -> int:
         return path_mtu(self._address)
@@ -208,26 +194,36 @@ class PeerChannel(UdpChannel):
         left = len(self._left)
         waiting = self._waiting + handed + left
         return ChannelStatistics(
-            datagrams_received=self.received,
-            datagrams_delivered=self.received - waiting - self.dropped - self.discarded,
+            datagrams_received=self._received,
+            datagrams_delivered=self._received - waiting - self._dropped - self._discarded,
             datagrams_waiting=waiting,
-            datagrams_dropped=self.dropped,
-            datagrams_discarded=self.discarded,
+            datagrams_dropped=self._dropped,
+            datagrams_discarded=self._discarded,
             datagrams_sent=self._sent,
         )
 
-    def close(self) -> None:
-        """Let go of the peer. What waits is discarded, and counted.
+    def _close(self) -> None:
+        self._discarded += self._waiting
+        self._waiting, self._queue = 0, None
+        if self._handed is not None:  # to a task that has not run since
+            self._discarded += len(self._handed)
+            self._handed = _NOTHING
+        self._wake()
+        self._route._forget(self)
 
-        A task that waits in `receive` gets `trio.ClosedResourceError`. Closing again does nothing.
-        What the peer sends after that is from a new peer, to the server.
-        """
-        if not self._closed:
-            self._closed = True
-            self.discarded += self._waiting + len(self._left)
-            self._waiting, self._queue, self._left = 0, None, []
-            self._wake()
-            self._route._forget(self)
+
+def _beginning(batch: PacketBatch[Address], most: int) -> PacketBatch[Address]:
+    """As many datagrams of a batch as there is room for."""
+    kept = []
+    for train in batch.trains if most > 0 else ():
+        if len(train) > most:
+            kept.append(over(train, train.data[: most * train.segment_size]))
+            break
+        kept.append(train)
+        most -= len(train)
+        if not most:
+            break
+    return PacketBatch(kept)
 
 
 _NOTHING: PacketBatch[Address] = batch_of(TrainMessages([], [], []))

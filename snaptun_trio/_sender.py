@@ -201,6 +201,7 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
         *,
         ecn: int | None = None,
         local_address: str | None = None,
+        interface_index: int | None = None,
     ) -> None:
         """Send one packet, together with what other tasks send meanwhile. Copies nothing.
 
@@ -215,6 +216,7 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
           address: a numeric address, or `None` for the connected peer.
           ecn: the two ECN bits, 0 to 3; `None` is the socket's own setting.
           local_address: the numeric host to send from; `None` leaves it to the kernel.
+          interface_index: the interface to leave by, likewise.
 
         Raises:
           OSError: the kernel refused this packet.
@@ -225,8 +227,9 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
         self._check_open()
         payload = payload_of(packet, address, self._max_packet_size)
         name, way = self._queue.name(address), None
-        if ecn is not None or local_address is not None:
-            way = (check_way(ecn, local_address, None), local_address, None)
+        if not (ecn is None and local_address is None and interface_index is None):
+            marks = check_way(ecn, local_address, interface_index)
+            way = (marks, local_address, interface_index)
             self._queue.check_way(name, way)
         for failure in await self._shared.send_items([(payload, len(payload), address, name, way)]):
             # Another one: the same refusal may be another task's as well.

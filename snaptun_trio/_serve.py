@@ -18,8 +18,8 @@ from ._plain import check_plain
 from ._receiver import UdpBatchReceiver
 from ._sender import UdpBatchSender
 from ._server import UdpServer
-from ._sockets import DEFAULT_BUFFER, open_udp_socket
-from ._train import check_int
+from ._sockets import DEFAULT_BUFFER, open_udp_socket, refuse_options
+from ._train import check_flags, check_int
 
 if TYPE_CHECKING:
     import socket as stdlib_socket
@@ -131,9 +131,17 @@ async def serve_udp(  # noqa: ASYNC910
     check_int("peer_queue", peer_queue, 1, 2**31)
     if evict not in EVICTIONS:
         raise ValueError(f"evict is one of {', '.join(EVICTIONS)}, not {brief(evict)}")
-    if not (isinstance(idle_timeout, int | float) and idle_timeout > 0):
+    if not isinstance(idle_timeout, int | float) or isinstance(idle_timeout, bool):
+        raise TypeError(f"idle_timeout is a number of seconds, not {brief(idle_timeout)}")
+    if not idle_timeout > 0:  # nor is it not a number
         raise ValueError(f"idle_timeout is a number of seconds over 0, not {brief(idle_timeout)}")
+    if not isinstance(handler_nursery, trio.Nursery | None):
+        raise TypeError(f"handler_nursery is a trio.Nursery, not {brief(handler_nursery)}")
+    check_flags(gro=gro, gso=gso, ecn=ecn, timestamps=timestamps)
     if isinstance(port, int):
+        check_int("port", port, 0, 0xFFFF)
+        if not isinstance(host, str | None):
+            raise TypeError(f"host is a str, not {brief(host)}")
         sock: Socket = await open_udp_socket(
             (host, port),
             reuse_port=reuse_port,
@@ -143,6 +151,13 @@ async def serve_udp(  # noqa: ASYNC910
         )
     else:
         sock = check_socket(port, "a port or a socket")
+        refuse_options(
+            host=(host, None),
+            reuse_port=(reuse_port, False),
+            receive_buffer=(receive_buffer, DEFAULT_BUFFER),
+            send_buffer=(send_buffer, DEFAULT_BUFFER),
+            fragment=(fragment, False),
+        )
     server = None
     try:
         knows_ways = is_wildcard(sock)
@@ -164,13 +179,14 @@ async def serve_udp(  # noqa: ASYNC910
                 admit=admit,
                 on_error=on_error,
             )
-            nursery.start_soon(server._let_go_of_the_silent)
-            task_status.started(server)
-            await server._receive_all()
+            try:
+                nursery.start_soon(server._let_go_of_the_silent)
+                task_status.started(server)
+                await server._receive_all()
+            finally:
+                server._stop()  # handlers that do not heed a cancellation hear of it
     except BaseExceptionGroup as group:
         raise_single(group)
     finally:
         if server is None:
             close_socket(sock)
-        else:
-            server._stop()

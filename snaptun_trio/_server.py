@@ -80,6 +80,7 @@ class UdpServer:
         self._channels: dict[PeerChannel, None] = {}  # of all handlers that run
         self._stopped = False
         self._received = self._refused = self._shed = 0  # datagrams
+        self._handing_out = 0  # datagrams of a batch that nobody has been given yet
         self._delivered = self._dropped = self._discarded = 0  # of handlers that have returned
         self._peers_admitted = self._peers_refused = self._peers_shed = 0
         self._peers_evicted = self._peers_expired = 0
@@ -107,7 +108,7 @@ class UdpServer:
             peers_expired=self._peers_expired,
             datagrams_received=self._received,
             datagrams_delivered=self._delivered + sum(one.datagrams_delivered for one in each),
-            datagrams_waiting=sum(one.datagrams_waiting for one in each),
+            datagrams_waiting=self._handing_out + sum(one.datagrams_waiting for one in each),
             datagrams_dropped=self._dropped + sum(one.datagrams_dropped for one in each),
             datagrams_discarded=self._discarded + sum(one.datagrams_discarded for one in each),
             datagrams_refused=self._refused,
@@ -126,27 +127,32 @@ class UdpServer:
 
     async def _hand_out(self, batch: PacketBatch[Address]) -> None:  # noqa: ASYNC910
         """Give each peer what it sent."""
-        parts = messages_of(batch)[0].by_address()
-        least = batch.nbytes // _COPIED_BELOW if len(parts) > 1 else 0
-        now = trio.current_time()
         self._received += len(batch)
-        started = 0
-        for address, messages in parts.items():
-            if address is None:
-                raise RuntimeError("a datagram without an address")
-            own = messages.detached() if messages.nbytes < least else messages
-            part = batch_of(own)
-            for piece in _by_way(part) if self._knows_ways else (part,):
-                peer = self._table.get(address)
-                if peer is not None:
-                    self._table.heard(peer, now, more=True)
-                    peer.put(piece)
-                elif self._let_in(address, piece, now):
-                    started += 1
-            if started >= _STARTS_A_TURN:
-                # Shielded: what the kernel has handed over is not lost to a cancellation.
-                await trio.lowlevel.cancel_shielded_checkpoint()
-                started = 0
+        self._handing_out = len(batch)
+        try:
+            parts = messages_of(batch)[0].by_address()
+            least = batch.nbytes // _COPIED_BELOW if len(parts) > 1 else 0
+            now = trio.current_time()
+            started = 0
+            for address, messages in parts.items():
+                assert address is not None, "whatever was received came from somewhere"
+                part = batch_of(messages.detached() if messages.nbytes < least else messages)
+                for piece in _by_way(part) if self._knows_ways else (part,):
+                    peer = self._table.get(address)
+                    if peer is not None:
+                        self._table.heard(peer, now, more=True)
+                        peer.put(piece)
+                    elif self._let_in(address, piece, now):
+                        started += 1
+                    self._handing_out -= len(piece)
+                if started >= _STARTS_A_TURN:
+                    # Shielded: what the kernel has handed over is not lost to a cancellation.
+                    await trio.lowlevel.cancel_shielded_checkpoint()
+                    started = 0
+        finally:
+            # Where the program raised, nobody gets the rest.
+            self._discarded += self._handing_out
+            self._handing_out = 0
 
     def _let_in(self, address: Address, first: PacketBatch[Address], now: float) -> bool:
         """Start a handler for a new peer, if there is room and nothing speaks against it."""
@@ -157,11 +163,13 @@ class UdpServer:
             self._shed += len(first)
             return False
         peer = PeerChannel(self, address, now)
+        peer.note_way(first)  # the handler may speak before it has received anything
         if not self._admits(peer, first):
             self._peers_refused += 1
             self._refused += len(first)
             return False
-        if victim is not None:
+        self._nursery.start_soon(self._run, peer)  # it raises where the nursery is over
+        if victim is not None and self._table.is_full:  # ``admit`` may have closed somebody
             self._peers_evicted += 1
             self._let_go(victim)
         peer.established = len(first) > 1
@@ -169,7 +177,6 @@ class UdpServer:
         self._channels[peer] = None
         self._peers_admitted += 1
         peer.put(first)
-        self._nursery.start_soon(self._run, peer)
         return True
 
     def _admits(self, peer: PeerChannel, first: PacketBatch[Address]) -> bool:
@@ -194,7 +201,7 @@ class UdpServer:
     @trio.lowlevel.enable_ki_protection
     async def _run(self, peer: PeerChannel) -> None:  # noqa: ASYNC910
         try:
-            await self._handler(peer)
+            await _call(self._handler, peer)
         except Exception as error:
             self._ask_about(error, peer)
         finally:
@@ -219,10 +226,12 @@ class UdpServer:
         if self._idle_timeout == math.inf:
             return  # noqa: ASYNC910
         while True:
-            # Who comes while nobody is there is silent for long enough after this sleep, at least.
+            # Nobody is silent for long enough before, whoever comes meanwhile.
             since = min(self._table.longest_silent(), trio.current_time())
             await trio.sleep_until(since + self._idle_timeout)
-            for peer in self._table.silent_since(trio.current_time() - self._idle_timeout):
+            # What was added and is subtracted again may be less than it was.
+            moment = max(since, trio.current_time() - self._idle_timeout)
+            for peer in self._table.silent_since(moment):
                 self._peers_expired += 1
                 self._let_go(peer)
 
@@ -246,6 +255,12 @@ class UdpServer:
         # rest is counted as discarded. Refusals are counted as well, and nobody waits for them.
         with contextlib.suppress(trio.WouldBlock, trio.ClosedResourceError, SendBatchError):
             self._sender.try_flush_best_effort()
+
+
+@trio.lowlevel.disable_ki_protection
+async def _call(handler: Handler, channel: UdpChannel) -> None:
+    """The handler is the program's: Control-C interrupts it."""
+    await handler(channel)
 
 
 def _by_way(part: PacketBatch[Address]) -> Iterator[PacketBatch[Address]]:

@@ -13,7 +13,7 @@ import trio
 
 from ._brief import brief
 from ._kernel._sockets import SocketOptions, adopt_socket, can_reach, open_socket
-from ._train import check_address, check_int
+from ._train import check_address, check_flags, check_int
 
 if TYPE_CHECKING:
     from ._train import Address
@@ -105,12 +105,24 @@ async def open_udp_socket(
     raise OSError(last.errno, f"{last.strerror}; tried {', '.join(tried)}") from None
 
 
+def refuse_options(**options: tuple[object, object]) -> None:
+    """For those that take a socket as well: with one, its options are its owner's.
+
+    Args:
+      options: of each what was given, and the default.
+
+    Raises:
+      ValueError: one is not the default.
+    """
+    for name, (value, default) in options.items():
+        if value != default:
+            raise ValueError(f"{name}={brief(value)}: a socket that is given has its options")
+
+
 def _checked(
     reuse_port: bool, receive_buffer: int, send_buffer: int, fragment: bool
 ) -> SocketOptions:
-    for name, flag in (("reuse_port", reuse_port), ("fragment", fragment)):
-        if not isinstance(flag, bool):
-            raise TypeError(f"{name} is a bool, not {brief(flag)}")
+    check_flags(reuse_port=reuse_port, fragment=fragment)
     check_int("receive_buffer", receive_buffer, 1, _LARGEST)
     check_int("send_buffer", send_buffer, 1, _LARGEST)
     if reuse_port and not hasattr(socket, "SO_REUSEPORT"):

@@ -168,7 +168,7 @@ class ServerStatistics:
     datagrams_dropped: int
     """Of those, what was dropped because too many waited for the same handler."""
     datagrams_discarded: int
-    """Of those, what still waited when a handler returned."""
+    """Of those, what still waited when a handler returned, or when the server failed."""
     datagrams_refused: int
     """Of those, what ``admit`` refused."""
     datagrams_shed: int

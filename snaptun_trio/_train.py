@@ -99,6 +99,17 @@ def check_int(name: str, value: int, least: int, most: int) -> None:
         raise ValueError(f"{name} is out of range: {brief(value)} is not {least} to {most}")
 
 
+def check_flags(**flags: bool) -> None:
+    """Make sure that arguments are bools.
+
+    Raises:
+      TypeError: one is something else.
+    """
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise TypeError(f"{name} is a bool, not {brief(flag)}")
+
+
 def check_address(address: Address | None) -> None:
     """Make sure that an address looks like one. Which hosts are numeric is the system's matter.
 

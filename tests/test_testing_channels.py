@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import errno
+import functools
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,11 +12,13 @@ import trio.testing
 
 from snaptun_trio import (
     BatchPump,
+    ChannelStatistics,
     PacketBatch,
     PacketTrain,
-    SendBatchError,
     UdpBatchReceiver,
     UdpBatchSender,
+    UdpChannel,
+    open_udp_channel,
 )
 from snaptun_trio.testing import (
     MemoryChannel,
@@ -25,7 +27,7 @@ from snaptun_trio.testing import (
     memory_channel_pair,
 )
 
-from . import ends
+from . import ends, serving
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -72,9 +74,28 @@ async def test_channels_in_memory_conform(
     await check_batch_channel(make)
 
 
+@contextlib.asynccontextmanager
+async def with_a_server(*, towards: str) -> AsyncIterator[Pair]:
+    """A client, and its channel at a server; to receive, the server's has to know of it."""
+    async with serving.server() as served:
+        host, port = served.address[:2]
+        client = await open_udp_channel(host, port)
+        with client:
+            await client.send_packet(b"hello")
+            peer = await served.next_channel()
+            assert await peer.receive_packet() == b"hello"
+            yield (client, peer) if towards == "the server" else (peer, client)
+
+
 @pytest.mark.core
 async def test_receiver_and_sender_conform(backend: str) -> None:
     await check_batch_channel(on_loopback)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("towards", ["the server", "the client"])
+async def test_the_channels_of_server_and_client_conform(backend: str, towards: str) -> None:
+    await check_batch_channel(functools.partial(with_a_server, towards=towards))
 
 
 class Wrong(trio.abc.Channel[PacketBatch]):
@@ -174,26 +195,54 @@ async def test_what_arrives_is_as_from_a_socket() -> None:
 async def test_what_has_no_room_is_dropped_and_counted() -> None:
     one, other = memory_channel_pair(capacity=2)
     await one.send(ends.batch_of([b"a", b"b", b"c"], None))
-    assert one.statistics().datagrams_dropped == 1
+    assert other.statistics().datagrams_dropped == 1
     assert payloads(await other.receive()) == [b"a", b"b"]
     await one.send(ends.batch_of([b"d"], None))
     other.close()
     await one.send(ends.batch_of([b"e"], None))
-    sent, received = one.statistics(), other.statistics()
-    assert sent.datagrams_sent == 5
-    assert sent.datagrams_dropped == 2
-    assert (received.datagrams_received, received.datagrams_discarded) == (2, 1)
-    assert received.datagrams_waiting == 0
+    assert one.statistics().datagrams_sent == 5
+    assert other.statistics() == ChannelStatistics(
+        datagrams_received=5,
+        datagrams_delivered=2,
+        datagrams_waiting=0,
+        datagrams_dropped=1,
+        datagrams_discarded=2,
+        datagrams_sent=0,
+    )
 
 
-async def test_nobody_else_can_be_reached() -> None:
+async def test_what_receive_packet_left_takes_room_as_well() -> None:
+    one, other = memory_channel_pair(capacity=3)
+    await one.send(ends.batch_of([b"a", b"b", b"c"], None))
+    assert await other.receive_packet() == b"a"
+    await one.send(ends.batch_of([b"d", b"e"], None))
+    assert other.statistics().datagrams_waiting == 3
+    assert other.statistics().datagrams_dropped == 1
+    assert payloads(await other.receive()) == [b"b", b"c"]
+    assert payloads(await other.receive()) == [b"d"]
+
+
+async def test_all_goes_to_the_other_end_whomever_it_was_for() -> None:
     one, other = memory_channel_pair()
-    elsewhere = ends.batch_of([b"lost", b"too"], PEER)
-    with pytest.raises(SendBatchError) as info:
-        await one.send(PacketBatch([*elsewhere.trains, PacketTrain(b"here", 4, None)]))
-    assert [failure.error.errno for failure in info.value.failures] == [errno.ENETUNREACH]
-    assert await other.receive_packet() == b"here"
-    assert one.statistics().datagrams_failed == 2
+    elsewhere = ends.batch_of([b"one", b"two"], PEER)
+    await one.send(PacketBatch([*elsewhere.trains, PacketTrain(b"here", 4, None)]))
+    assert list(await other.receive()) == [
+        (p, one.local_address) for p in (b"one", b"two", b"here")
+    ]
+
+
+async def test_a_handler_of_a_server_runs_on_it() -> None:
+    async def handler(channel: UdpChannel) -> None:
+        async for batch in channel:
+            await channel.send(batch)
+
+    one, other = memory_channel_pair()
+    assert other.mtu == 1452
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(handler, impair(other))
+        await one.send_packet(b"hello")
+        assert await one.receive_packet() == b"hello"
+        one.close()
 
 
 async def test_a_closed_end_is_the_end_of_the_other() -> None:

@@ -124,9 +124,6 @@ async def test_a_whole_channel_keeps_what_it_has() -> None:
         "flipped_bit": None,
         "reordered": False,
     }
-    for name in ("nonsense", "_inbox"):
-        with pytest.raises(AttributeError, match=name):
-            getattr(wrapped, name)
 
 
 async def test_a_cancelled_send_has_decided_nothing() -> None:
@@ -180,7 +177,7 @@ def test_wrong_arguments_of_impair(arguments: dict[str, Any], error: type[Except
 
 
 def test_what_cannot_be_impaired(udp: ends.MakeSocket) -> None:
-    with pytest.raises(TypeError, match="SendChannel"):
+    with pytest.raises(TypeError, match="UdpChannel"):
         impair(b"")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="MemoryChannel"):
         impair(UdpBatchSender(udp()), delay=1)

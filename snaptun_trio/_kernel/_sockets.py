@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import trio
 
 from .._brief import brief
-from .._coalesce import MAX_PAYLOAD_IPV4, MAX_PAYLOAD_IPV6
+from .._coalesce import MAX_PAYLOAD_IPV4
 from . import _abi, _sockaddr
 from ._interface import Socket
 
@@ -212,7 +212,7 @@ def path_mtu(address: Address) -> int:
             told = probe.getsockopt(level, option) - headers
     except OSError:
         return _EVERY_PATH
-    return min(told, MAX_PAYLOAD_IPV4 if ipv4 is not None else MAX_PAYLOAD_IPV6)
+    return min(told, MAX_PAYLOAD_IPV4)  # which a sender takes for either
 
 
 def is_wildcard(sock: Socket) -> bool:

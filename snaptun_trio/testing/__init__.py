@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ._channels import MemoryChannel, MemoryChannelStatistics, memory_channel_pair
+from ._channels import MemoryChannel, memory_channel_pair
 from ._conformance import check_batch_channel
 from ._impair import ImpairedChannel, ImpairedDatagram, impair
 from ._scripted import ScriptedSocket
@@ -11,7 +11,6 @@ __all__ = [
     "ImpairedChannel",
     "ImpairedDatagram",
     "MemoryChannel",
-    "MemoryChannelStatistics",
     "ScriptedSocket",
     "check_batch_channel",
     "impair",

@@ -16,6 +16,8 @@ import trio
 
 from .._batch import PacketBatch
 from .._brief import brief
+from .._channel import UdpChannel
+from .._sender import UdpBatchSender
 from .._train import Address, PacketTrain
 from ._channels import MemoryChannel
 
@@ -42,16 +44,13 @@ class ImpairedDatagram:
 
 
 @final
-class ImpairedChannel(trio.abc.Channel[PacketBatch]):
+class ImpairedChannel(UdpChannel):
     """A channel on which what is sent is impaired; see `impair`. All else is the channel's own."""
 
     def __init__(
-        self,
-        channel: trio.abc.SendChannel[PacketBatch],
-        chances: list[float],
-        delay: float,
-        seed: int,
+        self, channel: UdpChannel | UdpBatchSender, chances: list[float], delay: float, seed: int
     ) -> None:
+        super().__init__()
         self._channel: Any = channel
         self._chances = chances
         self._delay = delay
@@ -76,22 +75,29 @@ class ImpairedChannel(trio.abc.Channel[PacketBatch]):
             passed_on=sum(one.copies for one in self._log),
         )
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return getattr(self._channel, name)
+    @property
+    def address(self) -> Address:
+        return self._channel.address  # type: ignore[no-any-return]
 
-    @trio.lowlevel.enable_ki_protection
-    async def send(self, value: PacketBatch) -> None:
-        """Impair a batch, and send what is left of it. Cancellation and errors are the channel's.
+    @property
+    def local_address(self) -> Address:
+        return self._channel.local_address  # type: ignore[no-any-return]
 
-        Raises:
-          TypeError: not a batch.
-        """
-        if not isinstance(value, PacketBatch):
-            raise TypeError(f"a PacketBatch is needed, not {brief(value)}")
+    def _path_mtu(self) -> int:
+        return self._channel.mtu  # type: ignore[no-any-return]
+
+    def statistics(self) -> Any:  # noqa: ANN401
+        return self._channel.statistics()
+
+    def _close(self) -> None:
+        self._channel.close()
+
+    async def _receive(self) -> PacketBatch[Address]:
+        return await self._channel.receive()  # type: ignore[no-any-return]
+
+    async def _send(self, batch: PacketBatch) -> None:
         await trio.lowlevel.checkpoint_if_cancelled()
-        batch, delays = self._impaired(value)
+        batch, delays = self._impaired(batch)
         if not self._delay:
             await self._channel.send(batch)
             return
@@ -100,17 +106,8 @@ class ImpairedChannel(trio.abc.Channel[PacketBatch]):
         finally:
             await trio.lowlevel.cancel_shielded_checkpoint()
 
-    async def send_packet(self, packet: Packet, address: Address | None = None) -> None:
-        """Send one datagram, by default to the connected peer; otherwise like `send`."""
-        await self.send(PacketBatch(PacketTrain.pack([packet], address)))
-
-    async def receive(self) -> PacketBatch[Address]:
-        """Receive as the channel does."""
-        return await self._channel.receive()  # type: ignore[no-any-return]
-
-    async def aclose(self) -> None:
-        """Close the channel."""
-        await self._channel.aclose()
+    async def _send_packet(self, packet: Packet) -> None:
+        await self._send(PacketBatch.pack([(packet, None)]))
 
     def _impaired(self, batch: PacketBatch) -> tuple[PacketBatch, list[float]]:
         """What is passed on of a batch, and after how many seconds each of its datagrams."""
@@ -157,7 +154,7 @@ def _flipped(packet: bytes, bit: int | None) -> bytes:
 
 
 def impair(
-    channel: trio.abc.SendChannel[PacketBatch],
+    channel: UdpChannel | UdpBatchSender,
     *,
     loss: float = 0,
     duplicate: float = 0,
@@ -171,8 +168,8 @@ def impair(
     The same seed does the same to the same datagrams. To impair both directions, impair both ends.
 
     Args:
-      channel: an end of `memory_channel_pair`, a `~snaptun_trio.UdpBatchSender`, or any channel
-        that sends batches. To close what is returned closes it.
+      channel: an end of `memory_channel_pair`, any other `~snaptun_trio.UdpChannel`, or a
+        `~snaptun_trio.UdpBatchSender`. To close what is returned closes it.
       loss: the probability that a datagram is lost, 0 to 1; and so on for each of these:
       duplicate: that it arrives twice.
       reorder: that it is not delayed, and so overtakes those that are; needs a ``delay``.
@@ -185,8 +182,8 @@ def impair(
       TypeError: an argument has the wrong type, or the channel cannot delay.
       ValueError: a number is out of its range, or ``reorder`` has no delay.
     """
-    if not isinstance(channel, trio.abc.SendChannel):
-        raise TypeError(f"channel is a SendChannel of batches, not {brief(channel)}")
+    if not isinstance(channel, UdpChannel | UdpBatchSender):
+        raise TypeError(f"channel is a UdpChannel or a UdpBatchSender, not {brief(channel)}")
     numbers = {"loss": loss, "duplicate": duplicate, "corrupt": corrupt, "reorder": reorder}
     for name, number in (*numbers.items(), ("delay", delay)):
         if not isinstance(number, int | float) or isinstance(number, bool):
