@@ -4,29 +4,16 @@ from __future__ import annotations
 
 import secrets
 import sys
-from typing import TYPE_CHECKING, Protocol
 
 import trio
 
-from snaptun_trio import open_udp_channel
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from snaptun_trio import PacketBatch
+from snaptun_trio import UdpChannel, open_udp_channel
 
 FIRST_PATIENCE = 0.5  # seconds; twice as long after each try
 TRIES = 4
 
 
-class Channel(Protocol):
-    """What `ask` needs of a channel, to a server or in a test."""
-
-    def __aiter__(self) -> AsyncIterator[PacketBatch]: ...
-    async def send_packet(self, packet: bytes) -> None: ...
-
-
-async def ask(channel: Channel, question: bytes) -> bytes:
+async def ask(channel: UdpChannel, question: bytes) -> bytes:
     """The answer to a question: it begins with the same two bytes.
 
     Raises:

@@ -6,29 +6,16 @@ import logging
 import signal
 import sys
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
 
 import trio
 from dns_message import answer_to
 
-from snaptun_trio import serve_udp
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from snaptun_trio import PacketBatch, UdpChannel
+from snaptun_trio import UdpChannel, serve_udp
 
 GRACE = 5.0  # seconds that handlers have to come to an end
 
 
-class Channel(Protocol):
-    """What `answer` needs of a channel, to a peer or in a test."""
-
-    def __aiter__(self) -> AsyncIterator[PacketBatch]: ...
-    async def send_packet(self, packet: bytes) -> None: ...
-
-
-async def answer(channel: Channel) -> None:
+async def answer(channel: UdpChannel) -> None:
     """Answer the questions of one peer."""
     async for batch in channel:
         for question, _ in batch:

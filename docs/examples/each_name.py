@@ -45,7 +45,6 @@ from snaptun_trio.testing import (
     ImpairedChannel,
     ImpairedDatagram,
     MemoryChannel,
-    MemoryChannelStatistics,
     ScriptedSocket,
     check_batch_channel,
     impair,
@@ -268,13 +267,6 @@ async def network_of_memory() -> None:
     near, far = memory_channel_pair()
     await hang_up(near)
     assert await far.receive_packet() == b"good-bye"
-
-
-async def what_a_memory_channel_counts() -> None:
-    near, far = memory_channel_pair()
-    await near.send_packet(b"hello")
-    counted: MemoryChannelStatistics = far.statistics()
-    assert counted.datagrams_waiting == 1
 
 
 async def socket_that_says_no() -> None:
