@@ -99,10 +99,26 @@ def is_described_by_its_class(name: str) -> bool:
     return re.search(rf"^ +{attribute}: ", description, re.MULTILINE) is not None
 
 
+# Programs are given these, and make none.
+MADE_BY_OTHERS = {"UdpServer", "UdpChannel", "IncomingChannel", "MemoryChannel", "ImpairedChannel"}
+PUMP_TYPES = {
+    "Handler": "Callable[[PacketBatch], PacketBatch | None]",
+    "OnError": "Callable[[Exception, PacketBatch], object]",
+}
+SERVER_TYPES = {
+    "Handler": "Callable[[UdpChannel], Awaitable[object]]",
+    "Admit": "Callable[[Address, PacketBatch], bool]",
+    "OnError": "Callable[[Exception, UdpChannel], object]",
+    "Eviction": "Literal['strangers', 'oldest', 'nobody']",
+}
+
+
 def readable_signature(
     app: Sphinx, what: str, name: str, obj: object, options: object, *parts: str | None
 ) -> tuple[str | None, ...]:
     """Name types as the reader knows them, and not as the code does."""
+    if what == "class" and name.rpartition(".")[2] in MADE_BY_OTHERS:
+        return ("", "")
 
     def written_out(part: str | None) -> str | None:
         if part is None:
@@ -113,7 +129,10 @@ def readable_signature(
         part = part.replace("tuple[str, int] | tuple[str, int, int, int]", "Address")
         part = part.replace("AsyncIterator[BatchPump]", "BatchPump")
         part = re.sub(r"\bLocal\b", "tuple[str | None, int] | Address | int | None", part)
-        return re.sub(r"\bHandler\b", "Callable[[PacketBatch], PacketBatch | None]", part)
+        serves = name.endswith(".serve_udp")
+        for alias, meaning in (SERVER_TYPES if serves else PUMP_TYPES).items():
+            part = re.sub(rf"\b{alias}\b", meaning, part)
+        return part
 
     return tuple(written_out(part) for part in parts)
 

@@ -27,7 +27,7 @@ from ._packing import packed
 from ._train import Address, AddressT_co, PacketTrain, make_train
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from ._train import Packet
 
@@ -58,6 +58,10 @@ class Messages(Protocol):
     @property
     def nbytes(self) -> int:
         """The payload bytes."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether no train has anything but its address: no ECN, no local address and so on."""
 
     @property
     def losses(self) -> ReceiveLosses | None:
@@ -396,6 +400,13 @@ def batch_of(messages: Messages, recipient: Recipient = PER_TRAIN_ADDRESS) -> Pa
 def messages_of(batch: PacketBatch) -> tuple[Messages, Recipient]:
     """What a batch is made of: its messages, and whom all of them are for instead."""
     return batch._messages, batch._recipient
+
+
+def merged(batches: Sequence[PacketBatch]) -> PacketBatch:
+    """Small batches as one, each address's order kept."""
+    if all(batch._messages.plain for batch in batches):
+        return PacketBatch.pack([pair for batch in batches for pair in batch.packets()])
+    return PacketBatch([train for batch in batches for train in batch.trains])
 
 
 def first_train(batch: PacketBatch[AddressT_co]) -> PacketTrain[AddressT_co]:

@@ -45,7 +45,7 @@ class UdpChannel(Closing, trio.abc.Channel[PacketBatch]):
     @property
     @abstractmethod
     def local_address(self) -> Address:
-        """Where the peer reaches us: the address that its last datagrams came to, and our port."""
+        """The address of ours that the peer's last datagrams came to, with our port."""
 
     @property
     def mtu(self) -> int:
@@ -129,8 +129,10 @@ class UdpChannel(Closing, trio.abc.Channel[PacketBatch]):
             if self._left:
                 await trio.lowlevel.checkpoint()
             if not self._left:
-                batch = await self._receive()
-                self._left = [packet for packet, _ in reversed(batch.packets())]
+                packets = (await self._receive()).packets()
+                if len(packets) == 1:
+                    return packets[0][0]
+                self._left = [packet for packet, _ in reversed(packets)]
             packet = self._left.pop()
             if self._closed:  # while it was under way: it is the last one
                 self._discard_left()

@@ -20,6 +20,9 @@ from ._refusals import KnownRefusals, Verdict, judge
 from ._train import make_train
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ._gathering import Gathering
     from ._kernel._interface import SocketIO
     from ._send_queue import PendingSend, SendQueue, Submission
     from ._train import Address
@@ -95,10 +98,7 @@ class Flush:
                 return FlushStatus.BLOCKED
             else:
                 budget -= _REFUSAL
-                if pending.parts:
-                    self._queue.split_first((number,))
-                else:
-                    self._refused(pending, number)
+                self._refused(pending, number)
         return FlushStatus.MORE
 
     def all_now(self) -> FlushStatus:
@@ -134,7 +134,7 @@ class Flush:
         calls, trains = self.calls + 1, self.trains + entered[0] - messages
         sent, nbytes = self.datagrams + entered[1] - datagrams, self.nbytes + entered[2] - nbytes
         left = self._queue.datagrams - entered[1] + datagrams
-        pending.entered, pending.submission.sent = entered, pending.sent_before + entered[1]
+        pending.entered, pending.submission.sent = entered, entered[1]
         # Two by two: four at once would be a tuple, for which there may be no memory.
         self.calls, self.trains = calls, trains
         self.datagrams, self.nbytes = sent, nbytes
@@ -239,13 +239,20 @@ class Flush:
 
     def _told_to(self, pending: PendingSend, index: int) -> list[SendFailure]:
         """Where the refusal of a train is entered, for whoever reports it."""
-        owner = pending.submission_of(index)
-        return owner.failures if owner is not None and owner.owned else self.unclaimed
+        gathering = pending.gathering
+        if gathering is None:
+            return pending.submission.failures if pending.submission.owned else self.unclaimed
+        told = gathering.told_to(pending.outgoing.place_of(index))
+        return self.unclaimed if told is None else told
 
     def disown(self, submission: Submission) -> None:
-        """Nobody waits for these any more: what is refused of them is told with the unclaimed."""
+        """Nobody waits for a batch any more: what is refused of it is told with the unclaimed."""
         submission.owned = False
         self.unclaimed += submission.failures
+
+    def disown_packets(self, gathering: Gathering, places: Iterable[int]) -> None:
+        """The same of some that were queued one by one."""
+        self.unclaimed += gathering.disown(places)
 
 
 def _first_datagram(pending: PendingSend) -> tuple[Address | None, int]:

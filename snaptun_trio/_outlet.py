@@ -15,11 +15,12 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from collections import Counter
-from typing import TYPE_CHECKING
+from itertools import groupby
+from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
-from ._batch import PacketBatch
+from ._batch import PacketBatch, merged
 from ._errors import SendBatchError, SendFailure
 from ._send_queue import Submission
 from ._sender import UdpBatchSender
@@ -36,62 +37,86 @@ logger = logging.getLogger("snaptun_trio")
 _SECONDS_BETWEEN_LINES = 60.0
 
 
+# What has fewer datagrams is sent together with what stands beside it.
+_SMALL = 16
+
+
+class UnderWay(NamedTuple):
+    """Something that is being sent."""
+
+    batch: PacketBatch
+    submission: Submission
+    """What became of it so far."""
+    batches: int = 1
+    """The batches that were given, of which it was put together."""
+
+    @property
+    def waiting(self) -> int:
+        """Datagrams of it that are neither sent nor given up, accepted already or not."""
+        return len(self.batch) - self.submission.submitted + self.submission.waiting
+
+
 class Outlet(ABC):
     """Sends batches, and keeps the account of them.
 
     Attributes:
       batches_sent, batches_discarded: batches of which everything was sent or refused, and others.
-      under_way: batches that are being sent, with what became of them so far.
+      under_way: what is being sent.
     """
 
     def __init__(self) -> None:
         self.batches_sent = self.batches_discarded = 0
         self._sent = self._discarded = 0
         self._failed: Counter[int] = Counter()
-        self.under_way: list[tuple[PacketBatch, Submission]] = []
+        self.under_way: list[UnderWay] = []
         self._next_line: dict[int, float] = {}
 
     @property
     def sent(self) -> int:
         """Datagrams that the channel took."""
-        return self._sent + sum(submission.sent for _, submission in self.under_way)
+        return self._sent + sum(one.submission.sent for one in self.under_way)
 
     @property
     def discarded(self) -> int:
         """Datagrams that were given up, because the pump or its sender ended."""
-        return self._discarded + sum(submission.discarded for _, submission in self.under_way)
+        return self._discarded + sum(one.submission.discarded for one in self.under_way)
 
     @property
     def failed(self) -> Counter[int]:
         """Datagrams that the channel refused for good, by errno."""
         failed = self._failed.copy()
-        for _, submission in self.under_way:
-            failed.update(submission.failed)
+        for one in self.under_way:
+            failed.update(one.submission.failed)
         return failed
 
     @property
     def waiting(self) -> int:
         """Datagrams that are being sent."""
-        return sum(_waiting(batch, submission) for batch, submission in self.under_way)
+        return sum(one.waiting for one in self.under_way)
 
-    async def send(self, batches: Sequence[PacketBatch]) -> None:
+    async def send(self, batches: Sequence[PacketBatch]) -> None:  # noqa: ASYNC910
         """Send batches, and all that is still under way, waiting as often as need be.
 
         Raises:
           Exception: the channel's, but for datagrams that it refused. They are given up then.
         """
-        given = [(batch, Submission()) for batch in batches]
+        given = self._given(batches)
         self.under_way += given
         try:
-            await self._send(given)
+            for one in given:
+                await self._send(one)
         except BaseException:
             self.give_up()
             raise
         self._settle()
 
+    def _given(self, batches: Sequence[PacketBatch]) -> list[UnderWay]:
+        """What is to be sent for these batches."""
+        return [UnderWay(batch, Submission()) for batch in batches]
+
     @abstractmethod
-    async def _send(self, given: list[tuple[PacketBatch, Submission]]) -> None:
-        """Send batches, and enter into their submissions what becomes of them."""
+    async def _send(self, one: UnderWay) -> None:
+        """Send something, and enter into its submission what becomes of it."""
 
     def send_at_once(self, batch: PacketBatch) -> bool:
         """Send a batch without waiting, if that can be done. Returns whether it was taken.
@@ -113,16 +138,17 @@ class Outlet(ABC):
     def _settle(self) -> None:
         """Close the account of what was under way. What was neither sent nor refused is lost."""
         under_way, self.under_way = self.under_way, []
-        for batch, submission in under_way:
-            lost = _waiting(batch, submission) + submission.discarded
+        for one in under_way:
+            submission = one.submission
+            lost = one.waiting + submission.discarded
             self._sent += submission.sent
             if submission.failed:
                 self._failed.update(submission.failed)
             self._discarded += lost
             if lost:
-                self.batches_discarded += 1
-            elif batch:
-                self.batches_sent += 1
+                self.batches_discarded += one.batches
+            elif one.batch:
+                self.batches_sent += one.batches
 
     def _log(self, failures: Iterable[SendFailure]) -> None:
         now = trio.current_time()
@@ -135,11 +161,6 @@ class Outlet(ABC):
                 logger.warning("datagrams could not be sent: %s; one to %s", failure.error, peer)
 
 
-def _waiting(batch: PacketBatch, submission: Submission) -> int:
-    """The datagrams of a batch that are neither sent nor given up, accepted already or not."""
-    return len(batch) - submission.submitted + submission.waiting
-
-
 class ChannelOutlet(Outlet):
     """Any channel that takes batches."""
 
@@ -147,21 +168,17 @@ class ChannelOutlet(Outlet):
         super().__init__()
         self._channel = channel
 
-    async def _send(self, given: list[tuple[PacketBatch, Submission]]) -> None:  # noqa: ASYNC910
+    async def _send(self, one: UnderWay) -> None:  # noqa: ASYNC910
         # What refuses some datagrams has been a checkpoint, as every `SendChannel.send` is.
-        for batch, submission in given:
-            await self._send_one(batch, submission)
-
-    async def _send_one(self, batch: PacketBatch, submission: Submission) -> None:  # noqa: ASYNC910
         try:
-            await self._channel.send(batch)
+            await self._channel.send(one.batch)
         except SendBatchError as error:
             for failure in error.failures:
-                most = _waiting(batch, submission)  # it may also name what others gave it
-                number, failed = failure.error.errno or 0, submission.failed
+                most = one.waiting  # it may also name what others gave it
+                number, failed = failure.error.errno or 0, one.submission.failed
                 failed[number] = failed.get(number, 0) + min(failure.datagrams, most)
             self._log(error.failures)
-        submission.sent = _waiting(batch, submission)
+        one.submission.sent = one.waiting
 
 
 class SenderOutlet(Outlet):
@@ -171,8 +188,19 @@ class SenderOutlet(Outlet):
         super().__init__()
         self._sender = sender
 
-    async def _send(self, given: list[tuple[PacketBatch, Submission]]) -> None:
-        await self._sender._send([(self._accept(*one), one[1]) for one in given])
+    def _given(self, batches: Sequence[PacketBatch]) -> list[UnderWay]:
+        if len(batches) == 1:
+            return super()._given(batches)
+        given: list[UnderWay] = []
+        for small, some in groupby(batches, lambda batch: len(batch) < _SMALL):
+            run = list(some)
+            given += (
+                [UnderWay(merged(run), Submission(), len(run))] if small else super()._given(run)
+            )
+        return given
+
+    async def _send(self, one: UnderWay) -> None:
+        await self._sender._send(self._accept(*one[:2]), one.submission)
 
     def send_at_once(self, batch: PacketBatch) -> bool:
         submission = Submission()
@@ -181,7 +209,7 @@ class SenderOutlet(Outlet):
         except trio.WouldBlock:
             return False
         except BaseException:
-            self.under_way.append((batch, submission))
+            self.under_way.append(UnderWay(batch, submission))
             self.give_up()
             raise
         if submission.submitted == submission.sent and not self.under_way:
@@ -192,7 +220,7 @@ class SenderOutlet(Outlet):
             if failures:
                 self._log(failures)
             return True
-        self.under_way.append((batch, submission))
+        self.under_way.append(UnderWay(batch, submission))
         if self._sender.is_empty:
             self._settle()
         return True
@@ -216,15 +244,15 @@ class SenderOutlet(Outlet):
             return self._sender._accept(PacketBatch(good))
 
     def give_up(self) -> None:
-        for _, submission in self.under_way:
-            self._sender._withdraw(submission)
+        for one in self.under_way:
+            self._sender._withdraw(one.submission)
         super().give_up()
 
     def _settle(self) -> None:
         # Each is in the account already; those of packets that the program queued in the sender
         # itself are in the sender's.
-        for _, submission in self.under_way:
-            self._log(submission.failures)
+        for one in self.under_way:
+            self._log(one.submission.failures)
         super()._settle()
         self._log(self._sender._take_unclaimed())
 

@@ -139,7 +139,7 @@ class BatchPump(Closing, Generic[ReceiverT, SenderT]):
 
     @property
     def local_address(self) -> Address:
-        """Where this pump can be reached: the address that its socket is bound to.
+        """The address that the socket of this pump is bound to.
 
         Raises:
           RuntimeError: it has no socket at either end.

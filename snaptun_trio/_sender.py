@@ -6,25 +6,25 @@
 
 from __future__ import annotations
 
-from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, final
 
 import trio
 
-from ._batch import PacketBatch, messages_of
+from ._batch import PacketBatch, messages_of, own_view
 from ._brief import brief
 from ._closing import Closing
 from ._coalesce import MAX_PAYLOAD_IPV4, MAX_PAYLOAD_IPV6, MAX_SEGMENTS
-from ._errors import PacketTooLargeError, QueueFullError, SendBatchError
+from ._errors import QueueFullError, SendBatchError
 from ._flush import Flush, FlushStatus
 from ._kernel import socket_io
 from ._kernel._abi import MAX_BATCH_SIZE
 from ._kernel._sockets import switched_off
 from ._send_queue import SendQueue, Submission
-from ._shared_flush import SharedFlush
+from ._shared_flush import MANY, SharedFlush
 from ._statistics import SenderStatistics
-from ._train import PacketTrain, check_int, check_way, flat_view, make_train
+from ._submitted import check_train, payload_of
+from ._train import check_int, check_way
 from ._waiter import ReadinessWaiter
 
 if TYPE_CHECKING:
@@ -32,12 +32,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ._errors import SendFailure
+    from ._gathering import Item
     from ._send_queue import PendingSend
-    from ._train import Address, Packet
+    from ._train import Address, Packet, PacketTrain
 
-# From so many datagrams on, what is queued is sent before the other tasks have their turn, and not
-# after: they could add little to it, and it is still in the processor's cache.
-_MANY = 16
+# A batch of at most so many bytes, and of less datagrams than `MANY`, is queued packet by packet,
+# to be gathered with what other tasks send. Of a larger one the packets stay where they are.
+_FEW_BYTES = 4096
+
+_NOTHING_ASKED = (None, None, None)
 
 
 @final
@@ -47,7 +50,8 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
     The sender is created once for a socket and reused. It borrows the socket and never closes it.
     It sets the path MTU discovery of the socket to PROBE, so that everything is sent with DF: a
     datagram that is larger than the interface's MTU is refused with EMSGSIZE, and none is ever
-    fragmented.
+    fragmented. Only on a socket that its owner opened with ``fragment=True`` (`open_udp_socket`) is
+    that left as it is, and nothing segmented.
 
     Any number of tasks may send with one sender at once, and each learns of its own refusals only.
     What they submit before the scheduler comes round leaves together: each call is a checkpoint,
@@ -157,10 +161,11 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
           TypeError, ValueError: not a packet, or not an address that this socket can send to.
         """
         self._check_open()
-        payload = self._payload(packet, address)
+        payload = payload_of(packet, address, self._max_packet_size)
         if self._queue.datagrams >= self._batch_size:
             raise QueueFullError(packet, address, self._batch_size)
-        self._queue.put(payload, address, 1)
+        name = self._queue.name(address)
+        self._queue.put((payload, len(payload), address, name, None), owned=False)
 
     def try_queue_train(self, train: PacketTrain) -> None:
         """Queue a whole train, to be sent as one where the kernel allows. Neither waits nor copies.
@@ -174,16 +179,17 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
           TypeError, ValueError: not a train, or its address is none that this socket can send to.
         """
         self._check_open()
-        if not isinstance(train, PacketTrain):
-            raise TypeError(f"a PacketTrain is needed, not {brief(train)}")
-        longest = min(train.segment_size, train.nbytes)
-        if longest > self._max_packet_size:
-            raise PacketTooLargeError(train.data, train.address, longest, self._max_packet_size)
+        check_train(train, self._max_packet_size)
         datagrams = len(train)
         if self._queue.datagrams and self._queue.datagrams + datagrams > self._batch_size:
             raise QueueFullError(train.data, train.address, self._batch_size)
-        self._queue.check_source(train)
-        self._queue.put(train, train.address, datagrams)
+        name = self._queue.name(train.address)
+        way = (train.ecn, train.local_address, train.interface_index)
+        self._queue.check_way(name, way)
+        # The program may release the view that it sees; this one it does not.
+        data, address = own_view(train.data), train.address
+        asked = None if way == _NOTHING_ASKED else way
+        self._queue.put((data, train.segment_size, address, name, asked), datagrams, owned=False)
 
     # -- sending
 
@@ -219,25 +225,15 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
           TypeError, ValueError: not a packet, or not an address that this socket can send to.
         """
         self._check_open()
-        payload = self._payload(packet, address)
-        self._queue.check(address)
-        item: bytes | memoryview | PacketTrain = payload
+        payload = payload_of(packet, address, self._max_packet_size)
+        name, way = self._queue.name(address), None
         if not (ecn is None and local_address is None and interface_index is None):
             marks = check_way(ecn, local_address, interface_index)
-            item = make_train(payload, len(payload), address, marks, local_address, interface_index)
-            self._queue.check_source(item)
-        submission = Submission()
-        await trio.lowlevel.checkpoint_if_cancelled()
-        number = await self._shared.enter(partial(self._queue.put, item, address, 1, submission))
-        try:
-            await self._until_over(number)
-        except BaseException:
-            self._flush.disown(submission)
-            raise
-        if submission.failures:
-            error = submission.failures[0].error
+            way = (marks, local_address, interface_index)
+            self._queue.check_way(name, way)
+        for failure in await self._shared.send_items([(payload, len(payload), address, name, way)]):
             # Another one: the same refusal may be another task's as well.
-            raise OSError(error.errno, error.strerror)
+            raise OSError(failure.error.errno, failure.error.strerror)
 
     @trio.lowlevel.enable_ki_protection
     def try_flush_best_effort(self) -> None:
@@ -269,9 +265,7 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
           trio.ClosedResourceError: the sender or the socket is closed, before or during it.
           OSError: see `try_flush_best_effort`.
         """
-        await trio.lowlevel.checkpoint_if_cancelled()
-        self._waiter.check_open()
-        await self._until_over(self._queue.last_number)
+        await self._shared.send_all()
         self._raise_unclaimed()
 
     @trio.lowlevel.enable_ki_protection
@@ -292,24 +286,33 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
           TypeError, ValueError: not a batch, or an address is none that this socket can send to.
           OSError: see `try_flush_best_effort`.
         """
-        pending, submission = self._accept(value), Submission()
-        await self._send([(pending, submission)])
-        if submission.failures:
-            raise SendBatchError(submission.failures)
+        items = self._items_of(value)
+        if items:
+            failures = await self._shared.send_items(items)
+        else:
+            pending, submission = self._accept(value), Submission()
+            await self._send(pending, submission)
+            failures = submission.failures
+        if failures:
+            raise SendBatchError(failures)
 
-    async def _send(self, accepted: list[tuple[PendingSend, Submission]]) -> None:
-        """For the pump, too: what becomes of the batches is in their submissions, nothing is raised
-        of it."""
-        await trio.lowlevel.checkpoint_if_cancelled()
-        number = 0
-        for pending, submission in accepted:
-            number = await self._shared.enter(partial(self._queue.add, pending, submission))
-        try:
-            await self._until_over(number)
-        except BaseException:
-            for _, submission in accepted:
-                self._flush.disown(submission)
-            raise
+    async def _send(self, pending: PendingSend, submission: Submission) -> None:
+        """For the pump, too: what becomes of a batch is in ``submission``, nothing is raised of
+        it."""
+        await self._shared.send_batch(pending, submission)
+
+    def _items_of(self, batch: PacketBatch) -> list[Item]:
+        """The packets of a small batch, to be gathered with others'; of any other one none."""
+        if not isinstance(batch, PacketBatch):
+            raise TypeError(f"a PacketBatch is needed, not {brief(batch)}")
+        messages, _ = messages_of(batch)
+        if not messages.plain or messages.datagrams >= MANY or messages.nbytes > _FEW_BYTES:
+            return []
+        name = self._queue.name
+        return [
+            (packet, len(packet), address, name(address), None)
+            for packet, address in batch.packets()
+        ]
 
     @trio.lowlevel.enable_ki_protection
     def send_nowait(self, value: PacketBatch) -> None:
@@ -329,15 +332,7 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
 
     def _send_nowait(self, pending: PendingSend, submission: Submission) -> None:
         """`send_nowait`, for the pump; see `_send`."""
-        if self._queue.datagrams and self._shared.now() is not FlushStatus.DONE:
-            raise trio.WouldBlock
-        self._queue.add(pending, submission)
-        status = self._shared.now()
-        if status is FlushStatus.BLOCKED and pending.place == (0, 0):
-            self._queue.take_back(pending)
-            # It is not told twice, and nobody else will ever know of it.
-            self._waiter.note(pending.errors)
-            raise trio.WouldBlock
+        self._shared.send_batch_now(pending, submission)
 
     def statistics(self) -> SenderStatistics:
         """A snapshot of what the sender has counted; afterwards too, when it is closed."""
@@ -379,22 +374,6 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
             raise TypeError(f"a PacketBatch is needed, not {brief(batch)}")
         self._waiter.check_open()
         return self._queue.prepare(*messages_of(batch))
-
-    def _payload(self, packet: Packet, address: Address | None) -> bytes | memoryview:
-        payload = packet if isinstance(packet, bytes) else flat_view(packet).toreadonly()
-        if len(payload) > self._max_packet_size:
-            raise PacketTooLargeError(packet, address, len(payload), self._max_packet_size)
-        return payload
-
-    async def _until_over(self, number: int) -> None:
-        """Wait until everything up to a number is sent or refused. A checkpoint, always."""
-        if self._queue.datagrams >= _MANY:
-            self._shared.one_turn()
-        # Shielded: who is cancelled here has waited for nothing yet, and its packet goes.
-        await trio.lowlevel.cancel_shielded_checkpoint()
-        await self._shared.until_over(number)
-        if self._waiter.closed and number >= self._queue.cleared_from:
-            raise trio.ClosedResourceError("the sender is closed")
 
     def _tell_errors(self, listener: Callable[[int], object]) -> None:
         """For a channel: the errno of an earlier datagram's error that a send is told of."""

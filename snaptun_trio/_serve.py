@@ -93,8 +93,8 @@ async def serve_udp(  # noqa: ASYNC910
 
     **Shutdown**: if cancelled, it stops receiving. Handlers in a ``handler_nursery`` of the
     program's get the end of their channels and can still send; the socket is closed when the last
-    of them returns. Without one they are cancelled as well. What was accepted by `send` is sent, as
-    far as the socket takes it at once.
+    of them returns. Without one they are cancelled as well. What `UdpChannel.send` accepted is
+    sent, as far as the socket takes it at once.
 
     Args:
       handler: an async function that is given the peer's `UdpChannel`, which is closed when it

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, final
 
 import trio
 
-from ._batch import PacketBatch
+from ._batch import PacketBatch, batch_of, messages_of
 from ._errors import SendBatchError
 from ._kernel._sockets import close_socket
 from ._peer import PeerChannel
@@ -130,13 +130,13 @@ class UdpServer:
         self._received += len(batch)
         self._handing_out = len(batch)
         try:
-            parts = batch.by_address()
+            parts = messages_of(batch)[0].by_address()
             least = batch.nbytes // _COPIED_BELOW if len(parts) > 1 else 0
             now = trio.current_time()
             started = 0
-            for address, part in parts.items():
-                if part.nbytes < least:
-                    part = part.detach()
+            for address, messages in parts.items():
+                assert address is not None, "whatever was received came from somewhere"
+                part = batch_of(messages.detached() if messages.nbytes < least else messages)
                 for piece in _by_way(part) if self._knows_ways else (part,):
                     peer = self._table.get(address)
                     if peer is not None:

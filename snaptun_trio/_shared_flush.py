@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import trio
 
@@ -19,21 +19,28 @@ from ._flush import FlushStatus
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ._errors import SendFailure
     from ._flush import Flush
-    from ._send_queue import SendQueue
+    from ._gathering import Item
+    from ._send_queue import PendingSend, SendQueue, Submission
     from ._waiter import ReadinessWaiter
 
-    _Admission: TypeAlias = Callable[[], int]  # puts something into the queue: its number
+    ResultT = TypeVar("ResultT")
+    _Admission: TypeAlias = Callable[[], object]  # puts something into the queue
+
+
+# So many datagrams of one task are sent before the others have their turn, and not after: those
+# could add little to them, and they are still in the processor's cache.
+MANY = 16
 
 
 class _Waiting:
     """What a task waits for, and how that ended."""
 
-    __slots__ = ("error", "number", "to_send", "what")
+    __slots__ = ("error", "to_send", "what")
 
     def __init__(self, what: int | _Admission) -> None:
         self.what = what
-        self.number: int | None = None
         self.error: Exception | None = None
         self.to_send = False  # whether it was woken to send, and keeps its place until it does
 
@@ -57,39 +64,88 @@ class SharedFlush:
         self._waiting: dict[trio.lowlevel.Task, _Waiting] = {}
         self._to_let_in = 0
 
-    async def enter(self, admission: _Admission) -> int:  # noqa: ASYNC910
-        """Put something into the queue, when there is room. Returns its number.
+    # -- for whoever sends. Each is a checkpoint. Cancelled while the queue is full, nothing was put
+    #    in; cancelled later, what is left stays in the queue, and is nobody's any more. Each raises
+    #    `trio.ClosedResourceError` where the sender or the socket is closed, before or during it.
 
-        No checkpoint where there is room at once. If cancelled, nothing was put in.
+    async def send_items(self, items: list[Item]) -> list[SendFailure]:
+        """Send some packets with what others queue meanwhile. Returns what was refused of them."""
+        queue = self._queue
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._waiter.check_open()
+        if self._has_room:
+            gathering, places = queue.put_all(items)
+        else:
+            gathering, places = await self._enter(lambda: queue.put_all(items))
+        try:
+            # Shielded: who is cancelled here has waited for nothing yet, and its packets go.
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            if not queue.over(gathering.number) or self._waiter.closed:
+                await self._until_over(gathering.number)
+        except BaseException:
+            self._flush.disown_packets(gathering, places)
+            raise
+        return gathering.refusals_of(places) if gathering.refused else []
+
+    async def send_batch(self, pending: PendingSend, submission: Submission) -> None:
+        """Send a batch; what becomes of it is in ``submission``."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if self._has_room:
+            self._queue.add(pending, submission)
+        else:
+            await self._enter(lambda: self._queue.add(pending, submission))
+        # After a batch of nothing, all that was queued before is waited for still.
+        number = pending.number or self._queue.last_number
+        try:
+            await self._have_a_turn(pending.outgoing.content.datagrams)
+            await self._until_over(number)
+        except BaseException:
+            self._flush.disown(submission)
+            raise
+
+    async def send_all(self) -> None:
+        """Send all that is queued now."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._waiter.check_open()
+        number = self._queue.last_number
+        await self._have_a_turn(self._queue.datagrams)
+        await self._until_over(number)
+
+    def send_batch_now(self, pending: PendingSend, submission: Submission) -> None:
+        """Send a batch as far as the socket takes it. No checkpoint.
 
         Raises:
-          trio.ClosedResourceError: the sender or the socket is closed, before or during it.
-          Exception: what ``admission`` raises.
+          trio.WouldBlock: it takes nothing. Nothing of the batch was accepted.
         """
-        number: int | None = None
-        if not self._to_let_in:
-            number = self._let_in(admission)
-        while number is None:  # noqa: ASYNC913
-            if self._sending:
-                self._to_let_in += 1
-                number = await self._wait_for(admission)
-            else:
-                number = await self._send(lambda: self._let_in(admission))
-        return number
+        queue = self._queue
+        if queue.datagrams and self.now() is not FlushStatus.DONE:
+            raise trio.WouldBlock
+        queue.add(pending, submission)
+        if self.now() is FlushStatus.BLOCKED and pending.place == (0, 0):
+            queue.take_back(pending)
+            # It is not told twice, and nobody else will ever know of it.
+            self._waiter.note(pending.errors)
+            raise trio.WouldBlock
 
-    async def until_over(self, number: int) -> None:  # noqa: ASYNC910
-        """Wait until everything up to a number is sent or refused. No checkpoint where it is.
+    async def _have_a_turn(self, datagrams: int) -> None:
+        """Let the others run, after sending what is queued, or before if it is little."""
+        if datagrams >= MANY and not self._sending:
+            try:
+                self._flush.turn()
+            finally:
+                self._wake()
+        # Shielded: who is cancelled here has waited for nothing yet, and its datagrams go.
+        await trio.lowlevel.cancel_shielded_checkpoint()
 
-        If cancelled, what is left of it stays in the queue.
-
-        Raises:
-          trio.ClosedResourceError: the sender or the socket is closed, before or during it.
-        """
+    async def _until_over(self, number: int) -> None:  # noqa: ASYNC910
+        """Wait until everything up to a number is sent or refused. No checkpoint where it is."""
         while not self._queue.over(number):  # noqa: ASYNC913
             if self._sending:
                 await self._wait_for(number)
             else:
-                await self._send(lambda: self._queue.over(number) or None)
+                await self._send(lambda: self._queue.over(number))
+        if self._waiter.closed and number >= self._queue.cleared_from:
+            raise trio.ClosedResourceError("the sender is closed")
 
     def now(self) -> FlushStatus:
         """Send what can be sent now, and see who need not wait any more."""
@@ -98,33 +154,51 @@ class SharedFlush:
         finally:
             self._wake()
 
-    def one_turn(self) -> None:
-        """Send what is sent in one turn, unless another task does."""
-        if not self._sending:
-            try:
-                self._flush.turn()
-            finally:
-                self._wake()
-
     def closed(self) -> None:
         """The sender was closed, and its queue is empty: nobody need wait any more."""
         for task, waiting in list(self._waiting.items()):
             waiting.error = trio.ClosedResourceError("the sender is closed")
             self._let_go(task, waiting)
 
-    # -- how
+    # -- the line before a full queue, and who sends
 
-    def _let_in(self, admission: _Admission) -> int | None:
-        """Put something in if there is room, `None` where there is none."""
-        return admission() if self._queue.datagrams < self._most else None
+    @property
+    def _has_room(self) -> bool:
+        """Whether something may be put into the queue, and nobody waits to do so."""
+        return not self._to_let_in and self._queue.datagrams < self._most
 
-    async def _send(self, reached: Callable[[], int | None]) -> int:
-        """Send everything until something is reached; what that gives."""
+    async def _enter(self, admission: Callable[[], ResultT]) -> ResultT:  # noqa: ASYNC910
+        """Put something into the queue, by a call of ``admission`` when there is room.
+
+        Returns what that call returned. If cancelled, it was not called.
+        """
+        results: list[ResultT] = []
+
+        def enter() -> None:
+            results.append(admission())
+
+        while not results:  # noqa: ASYNC913
+            if self._sending:
+                self._to_let_in += 1
+                await self._wait_for(enter)
+            else:
+                await self._send(lambda: self._let_in(enter))
+        return results[0]  # noqa: ASYNC910
+
+    def _let_in(self, admission: _Admission) -> bool:
+        """Let something be put in if there is room. Returns whether there was."""
+        if self._queue.datagrams >= self._most:
+            return False
+        admission()
+        return True
+
+    async def _send(self, reached: Callable[[], bool]) -> None:  # noqa: ASYNC910
+        """Send everything until something is reached."""
         self._sending = True
         try:
-            while (result := reached()) is None:  # noqa: ASYNC913
+            while not reached():  # noqa: ASYNC913
                 status = self._flush.turn()
-                if (result := reached()) is not None:
+                if reached():
                     break
                 self._wake()
                 if status is FlushStatus.BLOCKED:
@@ -132,13 +206,12 @@ class SharedFlush:
                 else:
                     await trio.lowlevel.checkpoint()
                     self._waiter.check_open()
-            return result  # noqa: ASYNC910
         finally:
             self._sending = False
             self._wake()
 
-    async def _wait_for(self, what: int | _Admission) -> int | None:
-        """Wait until somebody else brought it about. `None` for whoever is to send next."""
+    async def _wait_for(self, what: int | _Admission) -> bool:
+        """Wait until somebody else brought it about. `False` for whoever is to send next."""
         task = trio.lowlevel.current_task()
         waiting = self._waiting[task] = _Waiting(what)
 
@@ -150,12 +223,12 @@ class SharedFlush:
         while task in self._waiting:  # woken to send
             if not self._sending:
                 self._forget(task)
-                return None
+                return False
             waiting.to_send = False  # another one was first
             await trio.lowlevel.wait_task_rescheduled(abort)
         if waiting.error is not None:
             raise waiting.error
-        return waiting.number
+        return True
 
     def _forget(self, task: trio.lowlevel.Task) -> None:
         if not isinstance(self._waiting.pop(task).what, int):
@@ -178,7 +251,7 @@ class SharedFlush:
                     self._let_go(task, waiting)
             elif self._queue.datagrams < self._most:
                 try:
-                    waiting.number = what()
+                    what()
                     let_in = True
                 except Exception as error:
                     waiting.error = error

@@ -52,6 +52,9 @@ class ECN(enum.IntEnum):
     """A router on the way is congested, and marked the datagram instead of dropping it."""
 
 
+Way: TypeAlias = "tuple[ECN | None, str | None, int | None]"
+"""What a train asks for beside its address: ECN bits, local address, interface index."""
+
 if TYPE_CHECKING:
     from typing_extensions import TypeVar  # for the defaults: PEP 696, in typing from 3.13 on
 

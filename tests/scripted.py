@@ -21,7 +21,6 @@ from snaptun_trio._kernel._interface import SocketIO
 from snaptun_trio._kernel._pieces import (
     OutgoingMessage,
     Prepared,
-    joined,
     outgoing_messages,
     prepare,
 )
@@ -138,9 +137,6 @@ class ScriptedIO(SocketIO):
     def outgoing(self, messages: Messages, address: Recipient) -> ScriptedOutgoing:
         return ScriptedOutgoing(self, prepare(messages, address, self.family))
 
-    def joined(self, parts: list[ScriptedOutgoing]) -> ScriptedOutgoing:
-        return ScriptedOutgoing(self, joined([part.prepared for part in parts]))
-
     async def wait_readable(self) -> None:
         await self.kernel.waits.wait(self)
 
@@ -210,6 +206,10 @@ class ScriptedOutgoing:
             self.nbytes += message.nbytes
             self.work += 1 + (message.nbytes >> 14)
         return 0
+
+    def place_of(self, train: int) -> int:
+        order = self.prepared.order
+        return train if order is None else order[train]
 
     def skip(self, train: int, offset: int) -> None:
         here = bool(self._left) and self._left[0].end == (train, offset)

@@ -19,7 +19,6 @@ from snaptun_trio import (
     SendBatchError,
     UdpBatchReceiver,
     UdpBatchSender,
-    _send_queue,
     _sender,
 )
 from snaptun_trio._kernel import _portable
@@ -60,7 +59,7 @@ def test_a_packet_that_cannot_be_counted_is_not_queued(
     for _ in range(queued):
         sender.try_queue_packet(b"before", A)
     with pytest.raises(MemoryError):
-        sender._queue.put(b"never", A, Unaddable(1))
+        sender._queue.put((b"never", 5, A, sender._queue.name(A), None), Unaddable(1))
     check_law(sender)
     sender.try_queue_packet(b"after", A)
     sender.try_flush_best_effort()
@@ -79,7 +78,7 @@ def test_a_train_that_there_is_no_memory_to_queue_breaks_nothing(
     for _ in range(queued):
         sender.try_queue_packet(b"before", A)
     with monkeypatch.context() as patch:
-        patch.setattr(_send_queue, "over", _no_memory)
+        patch.setattr(_sender, "own_view", _no_memory)
         with pytest.raises(MemoryError):
             sender.try_queue_train(PacketTrain(memoryview(b"never"), 5, A))
     sender.try_flush_best_effort()

@@ -6,14 +6,12 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import re
 import signal
 import socket
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -23,27 +21,15 @@ import trio.testing
 from snaptun_trio import PacketBatch, PacketTrain, UdpBatchReceiver
 
 from . import ends
+from .examples import EXAMPLES, ROOT, example
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import ModuleType
 
     from snaptun_trio import Address
 
-ROOT = Path(__file__).parent.parent
-EXAMPLES = ROOT / "docs" / "examples"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 HANG_GUARD = 60  # seconds; only a hang takes that long
-
-
-def example(name: str) -> ModuleType:
-    """One file of docs/examples, imported afresh."""
-    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def blocks(language: str) -> list[str]:
@@ -72,8 +58,9 @@ def stack() -> Iterator[contextlib.ExitStack]:
         yield opened
 
 
-def test_readme_shows_the_echo_example_as_it_stands() -> None:
-    assert blocks("python") == [(EXAMPLES / "echo.py").read_text(encoding="utf-8")]
+def test_readme_shows_the_echo_examples_as_they_stand() -> None:
+    shown = [EXAMPLES / "echo_server.py", EXAMPLES / "echo.py"]
+    assert blocks("python") == [path.read_text(encoding="utf-8") for path in shown]
 
 
 def test_ci_runs_exactly_the_readmes_test_command() -> None:
@@ -89,6 +76,19 @@ def test_every_example_is_shown_in_the_docs() -> None:
     pages = "".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs").glob("*.rst"))
     shown = set(re.findall(r"literalinclude:: examples/(\w+)\.py", pages))
     assert shown == {path.stem for path in EXAMPLES.glob("*.py")}
+
+
+def test_the_design_page_lists_every_file_of_the_package() -> None:
+    page = (ROOT / "docs" / "design.rst").read_text(encoding="utf-8")
+    rooms = page.partition("    snaptun_trio/\n")[2].partition("\n\n")[0]
+    listed = re.findall(r"^ {6,}(\w+\.(?:py|pyi|c|h)) ", rooms, re.MULTILINE)
+    package = ROOT / "snaptun_trio"
+    there = [
+        path.name
+        for path in package.rglob("*")
+        if path.suffix in (".py", ".pyi", ".c", ".h") and path.parent.name != "_demo"
+    ]
+    assert sorted(listed) == sorted(there)
 
 
 @pytest.mark.core

@@ -25,7 +25,6 @@ from snaptun_trio import (
     UdpBatchReceiver,
     UdpBatchSender,
 )
-from snaptun_trio._send_queue import Submission
 
 from . import ends, scripted
 from .test_sender import check_law
@@ -359,59 +358,6 @@ async def test_batches_for_one_peer_and_for_the_connected_one_keep_whom_they_are
     to_second = [b"2a", b"2b", b"marked", b"received"]
     assert sorted(ends.read_plainly(second, 4)) == to_second
     assert sorted(ends.read_plainly(first, 4)) == [b"1a", b"1b", b"marked", b"received"]
-    check_law(sender)
-
-
-@pytest.mark.parametrize("taken", [0, 1, 2, 3, 5])
-@pytest.mark.parametrize("after", ["refused", "closed", "blocked", "refused once"])
-async def test_joined_batches_are_told_apart_whatever_happens(
-    kernel: scripted.ScriptedKernel, udp: ends.MakeSocket, taken: int, after: str
-) -> None:
-    """A part of them was sent with one call; then a message is refused, or the sender closed."""
-    sender = UdpBatchSender(udp(), gso=False)
-    kernel.sends += [taken] * bool(taken)
-    kernel.sends += {
-        "refused": [-REFUSED, -REFUSED],
-        "refused once": [-errno.ECONNREFUSED],
-        "closed": [-errno.EAGAIN],
-        "blocked": [-errno.EAGAIN],
-    }[after]
-    submissions = [Submission() for _ in range(3)]
-    accepted = [
-        (sender._accept(small(number, PEERS[number])), submission)
-        for number, submission in enumerate(submissions)
-    ]
-    async with trio.open_nursery() as tasks:
-
-        async def send() -> None:
-            with (
-                pytest.raises(trio.ClosedResourceError)
-                if after == "closed"
-                else contextlib.nullcontext()
-            ):
-                await sender._send(accepted)
-
-        tasks.start_soon(send)
-        await trio.testing.wait_all_tasks_blocked()
-        if after == "closed":
-            sender.close()
-        kernel.waits.wake()
-    every = [b"%d%s" % (number, part) for number in range(3) for part in (b"a", b"b")]
-    refused = 1 if after == "refused" else 0
-    expected = every[:taken] + every[taken + refused :] * (after != "closed")
-    assert kernel.payloads == expected
-    assert [submission.sent for submission in submissions] == [
-        sum(packet in expected for packet in every[2 * n : 2 * n + 2]) for n in range(3)
-    ]
-    assert [submission.discarded for submission in submissions] == [
-        sum(packet not in expected for packet in every[2 * n : 2 * n + 2]) * (after == "closed")
-        for n in range(3)
-    ]
-    failed = [sum(submission.failed.values()) for submission in submissions]
-    assert sum(failed) == refused == failed[taken // 2] * refused
-    asynchronous = {errno.ECONNREFUSED: 1} if after == "refused once" else {}
-    assert dict(sender.statistics().asynchronous_errors) == asynchronous
-    assert all(submission.waiting == 0 for submission in submissions)
     check_law(sender)
 
 

@@ -18,14 +18,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import trio
 
+from .._batch import PER_TRAIN_ADDRESS, TrainMessages
 from .._coalesce import MAX_SEGMENTS
+from .._train import make_train
 from . import _abi
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from .._batch import Messages, Recipient
-    from .._train import Address
+    from .._train import Address, Way
 
 Socket = trio.socket.SocketType | socket.socket
 
@@ -111,6 +113,9 @@ class Outgoing(Protocol):
     def send(self, fd: int, budget: int, segments: int, single: bool) -> int:
         """See `SocketIO.send`. A message has at most so many ``segments``; 0 is no GSO."""
 
+    def place_of(self, train: int, /) -> int:
+        """Where one of its trains stood in what was given."""
+
     def skip(self, train: int, offset: int, /) -> object:
         """Leave out what was refused, and go on from there."""
 
@@ -164,12 +169,27 @@ class SocketIO(ABC):
           TypeError, ValueError: an address, or a local address, is none of this family.
         """
 
-    @abstractmethod
-    def joined(self, parts: list[Any]) -> Outgoing:
-        """All of these as one, in their order. Nothing of them is sent yet.
+    def gathered(
+        self,
+        payloads: list[bytes | memoryview],
+        sizes: list[int],
+        addresses: list[Address | None],
+        names: list[bytes | None],
+        ways: list[Way | None],
+    ) -> Outgoing:
+        """The same of what was queued one by one, train by train.
 
-        The parts stay as they are. Nobody asks the whole for its content.
+        ``names`` are the raw names of the addresses, ``ways`` what is asked for beside them.
         """
+        trains = None
+        if any(ways):
+            trains = tuple(
+                [
+                    make_train(data, size, address, *(way or ()))
+                    for data, size, address, way in zip(payloads, sizes, addresses, ways)
+                ]
+            )
+        return self.outgoing(TrainMessages(payloads, sizes, addresses, trains), PER_TRAIN_ADDRESS)
 
     def send(self, outgoing: Outgoing, budget: int, *, single: bool = False) -> int:
         """Send what is next of it, with one call where the system can.

@@ -16,7 +16,7 @@ from ._pieces import IncomingMessage, received
 
 if TYPE_CHECKING:
     from .._batch import Messages, Recipient
-    from .._train import Address, PacketTrain
+    from .._train import Address, PacketTrain, Way
 
 
 def _make_trains(rows: _rows.Rows, first: int, stop: int) -> tuple[PacketTrain, ...]:
@@ -65,8 +65,19 @@ class LinuxIO(SocketIO):
             rows = self._rows_of(messages, address)
         return _rows.outgoing(rows, name, self.family)
 
-    def joined(self, parts: list[_rows.Outgoing]) -> _rows.Outgoing:
-        return _rows.joined(parts)
+    def gathered(
+        self,
+        payloads: list[bytes | memoryview],
+        sizes: list[int],
+        addresses: list[Address | None],
+        names: list[bytes | None],
+        ways: list[Way | None],
+    ) -> _rows.Outgoing:
+        controls = None
+        if any(ways):
+            controls = [way and self._control(name, *way) for name, way in zip(names, ways)]
+        rows = _rows.rows(payloads, sizes, names, controls, addresses)
+        return _rows.outgoing(rows, True, self.family)
 
     def _check_family(self, rows: _rows.Rows) -> None:
         """Make sure that what some other socket received can be sent here: one speaks for all."""
@@ -85,9 +96,10 @@ class LinuxIO(SocketIO):
             names = [name] * made.count
         controls = None
         if not made.plain:
-            controls = [
-                self._control(train, name, kept) for train, name in zip(made.trains(), names)
-            ]
+            # The source belongs to the way to the train's own peer, see `PacketTrain.to`.
+            ways = [(t.ecn, t.local_address, t.interface_index) for t in made.trains()]
+            ways = ways if kept else [(ecn, None, None) for ecn, _, _ in ways]
+            controls = [self._control(name, *way) for name, way in zip(names, ways)]
         return _rows.rows(made.payloads, made.segment_sizes, names, controls, made.addresses)
 
     def _names_of(self, addresses: list[Address | None]) -> list[bytes | None]:
@@ -104,10 +116,14 @@ class LinuxIO(SocketIO):
             names.append(name)
         return names
 
-    def _control(self, train: PacketTrain, name: bytes | None, kept: bool) -> bytes | None:
+    def _control(
+        self,
+        name: bytes | None,
+        ecn: int | None,
+        local_address: str | None,
+        interface_index: int | None,
+    ) -> bytes | None:
         """What a train asks for beside its address, as raw control messages."""
         ipv4 = _sockaddr.is_ipv4(name) if name else self.family == _sockaddr.AF_INET
-        # The source belongs to the way to the train's own peer, see `PacketTrain.to`.
-        local = train.local_address if kept else None
-        interface = train.interface_index if kept else None
-        return _cmsg.serialise(_cmsg.encode(0, train.ecn, local, interface, ipv4)) or None
+        control = _cmsg.encode(0, ecn, local_address, interface_index, ipv4)
+        return _cmsg.serialise(control) or None

@@ -147,7 +147,6 @@ static PyMethodDef functions[] = {
      "rows(payloads, sizes, names, controls, addresses) -> Rows of what a program made."},
     {"outgoing", (PyCFunction)(void (*)(void))outgoing, METH_FASTCALL,
      "outgoing(rows, name, family) -> Outgoing"},
-    {"joined", joined, METH_O, "joined(outgoings) -> Outgoing of all their rows"},
 #ifdef SNAPTUN_TRIO_TEST_HOOKS
     {"copy_up_to", copy_up_to, METH_O, "copy_up_to(bytes) -> the bytes before"},
     {"interpose", (PyCFunction)(void (*)(void))interpose, METH_FASTCALL,

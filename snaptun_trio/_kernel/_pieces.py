@@ -46,6 +46,8 @@ class Prepared(NamedTuple):
     content: TrainMessages
     recipient: Recipient
     ways: list[Way]
+    order: list[int] | None = None
+    """Where each train stood in what was given, `None` where it still stands there."""
 
 
 def prepare(messages: Messages, recipient: Recipient, family: int) -> Prepared:
@@ -59,24 +61,7 @@ def prepare(messages: Messages, recipient: Recipient, family: int) -> Prepared:
     order = _by_peer(content, ways) if recipient is PER_TRAIN_ADDRESS else None
     if order is not None:
         content, ways = content.ordered(order), [ways[index] for index in order]
-    return Prepared(content, recipient, ways)
-
-
-def joined(parts: list[Prepared]) -> Prepared:
-    """Several batches that are ready to be sent, as one."""
-    payloads: list[bytes | memoryview] = []
-    sizes: list[int] = []
-    addresses: list[Address | None] = []
-    ways: list[Way] = []
-    for content, recipient, own in parts:
-        payloads += content.payloads
-        sizes += content.segment_sizes
-        if recipient is PER_TRAIN_ADDRESS:
-            addresses += content.addresses
-        else:
-            addresses += [recipient] * content.count
-        ways += own
-    return Prepared(TrainMessages(payloads, sizes, addresses), PER_TRAIN_ADDRESS, ways)
+    return Prepared(content, recipient, ways, order)
 
 
 def _ways(content: TrainMessages, recipient: Recipient, family: int) -> list[Way]:
@@ -148,7 +133,7 @@ def outgoing_messages(
 
     None of them has more than ``segments`` datagrams; 0 is as good as 1, and asks for no GSO.
     """
-    content, recipient, ways = prepared
+    content, recipient, ways, _ = prepared
     payloads, sizes = content.payloads, content.segment_sizes
     index, offset = place
     while index < content.count:

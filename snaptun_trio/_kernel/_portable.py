@@ -21,7 +21,6 @@ from ._pieces import (
     IncomingMessage,
     OutgoingMessage,
     Prepared,
-    joined,
     outgoing_messages,
     prepare,
     received,
@@ -144,9 +143,6 @@ class PortableIO(SocketIO):
     def _transmit(self, message: OutgoingMessage) -> None:
         _send_message(self._open_plain(), message)
 
-    def joined(self, parts: list[PortableOutgoing]) -> PortableOutgoing:
-        return PortableOutgoing(joined([part.prepared for part in parts]), self._transmit)
-
 
 class PortableOutgoing:
     """Messages that are sent one by one, and cut when it is their turn.
@@ -242,6 +238,10 @@ class PortableOutgoing:
             self._found = outgoing_messages(self.prepared, place, 0 if single else segments)
             self._next = next(self._found)
         return self._next
+
+    def place_of(self, train: int) -> int:
+        order = self.prepared.order
+        return train if order is None else order[train]
 
     def skip(self, train: int, offset: int) -> None:
         if self._next is None or (train, offset) != self._next.end:

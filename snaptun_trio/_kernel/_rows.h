@@ -126,6 +126,5 @@ PyObject *lease_memory(PyObject *lease, const char *base, Py_ssize_t length);
 
 /* send.c */
 PyObject *outgoing(PyObject *module, PyObject *const *args, Py_ssize_t count);
-PyObject *joined(PyObject *module, PyObject *list);
 
 #endif

@@ -239,63 +239,6 @@ PyObject *outgoing(PyObject *module, PyObject *const *args, Py_ssize_t count) {
     return (PyObject *)outgoing_new(state, rows, args[1], (int)family);
 }
 
-/* joined(outgoings) -> Outgoing of all their rows, in their order, each for whom it is for.
- *
- * Nothing of them may be sent yet. They stay as they are: should a message be refused, the caller goes
- * on with them. So nobody asks the joined one for its content, which has no addresses of its own. */
-PyObject *joined(PyObject *module, PyObject *list) {
-    State *state = state_of(module);
-    PyObject *sources = PySequence_Tuple(list);
-    Rows *rows = sources ? rows_new(state) : NULL;
-    Outgoing *sending = NULL;
-    if (!rows)
-        goto done;
-    Py_ssize_t parts = PyTuple_Size(sources);
-    long long count = 0;
-    int family = AF_UNSPEC;
-    for (Py_ssize_t i = 0; i < parts; i++) {
-        Outgoing *part = (Outgoing *)PyTuple_GetItem(sources, i);
-        if (Py_TYPE(OBJECT(part)) != state->outgoing_type || part->begin.row || part->begin.offset) {
-            PyErr_Format(PyExc_ValueError, "only what is not sent yet can be joined");
-            goto done;
-        }
-        count += part->rows->count;
-        family = part->family;
-    }
-    if (count > MAX_PIECES) {
-        PyErr_Format(PyExc_ValueError, "%lld rows are too many", count);
-        goto done;
-    }
-    rows->extra = Py_NewRef(sources);
-    rows->owner = Py_NewRef(sources);
-    rows->addresses = PyList_New(0); /* that there are some says that control messages are ours */
-    rows->rows = rows->memory = malloc((size_t)(count ? count : 1) * sizeof(struct row));
-    if (!rows->rows)
-        PyErr_NoMemory();
-    if (!rows->rows || !rows->addresses)
-        goto done;
-    for (Py_ssize_t i = 0; i < parts; i++) {
-        Outgoing *part = (Outgoing *)PyTuple_GetItem(sources, i);
-        PyObject *name = part->name_owner;
-        for (int r = 0; r < part->rows->count; r++) {
-            struct row *row = &rows->rows[rows->count++];
-            *row = part->rows->rows[r];
-            if (!part->rows->addresses)
-                row->control_length = 0; /* of a received row: what the kernel said */
-            if (name != Py_True) {
-                row->name = name == Py_None ? NULL : PyBytes_AsString(name);
-                row->name_length = name == Py_None ? 0 : (uint16_t)PyBytes_Size(name);
-            }
-        }
-    }
-    rows_sum(rows);
-    sending = outgoing_new(state, (Rows *)Py_NewRef(OBJECT(rows)), Py_True, family);
-done:
-    Py_XDECREF(sources);
-    Py_XDECREF(OBJECT(rows));
-    return (PyObject *)sending;
-}
-
 /* -- sending */
 
 /* Tell of the message that is next: the refused one, if any. */
@@ -387,6 +330,16 @@ static PyObject *outgoing_skip(Outgoing *sending, PyObject *const *args, Py_ssiz
     Py_RETURN_NONE;
 }
 
+/* place_of(train) -> where a row stood among the rows that a program made. */
+static PyObject *outgoing_place_of(Outgoing *sending, PyObject *argument) {
+    long row = PyLong_AsLong(argument);
+    if (PyErr_Occurred())
+        return NULL;
+    if (row < 0 || row >= sending->rows->count)
+        return PyErr_Format(PyExc_IndexError, "row %ld of %d", row, sending->rows->count);
+    return PyLong_FromLong(sending->rows->rows[row].index);
+}
+
 static void outgoing_dealloc(Outgoing *sending) {
     PyTypeObject *type = Py_TYPE(OBJECT(sending));
     let_go(sending);
@@ -421,6 +374,8 @@ static PyGetSetDef outgoing_getset[] = {
 static PyMethodDef outgoing_methods[] = {
     {"send", (PyCFunction)(void (*)(void))outgoing_send, METH_FASTCALL,
      "send(fd, budget, segments, single) -> 0, or the errno with which nothing was sent"},
+    {"place_of", (PyCFunction)outgoing_place_of, METH_O,
+     "place_of(train) -> where it stood among those that a program made"},
     {"skip", (PyCFunction)(void (*)(void))outgoing_skip, METH_FASTCALL,
      "skip(train, offset): leave out what is before, which was refused"},
     {NULL, NULL, 0, NULL},

@@ -86,8 +86,12 @@ def name_of(address: Address, family: int) -> bytes:
     Raises:
       TypeError, ValueError: see `encode`.
     """
-    if isinstance(address, tuple) and _NUMBERS.issuperset(map(type, address[1:])):
-        return encode(address, family)
+    if type(address) is tuple:
+        if len(address) == 2:  # by far the most of them
+            if type(address[1]) is int:
+                return encode(address, family)
+        elif _NUMBERS.issuperset(map(type, address[1:])):
+            return encode(address, family)
     # Not through the cache, to which 80.0 and True are as good as 80 and 1.
     return encode.__wrapped__(address, family)
 

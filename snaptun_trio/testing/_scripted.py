@@ -18,7 +18,7 @@ from .._batch import PacketBatch, TrainMessages
 from .._coalesce import split
 from .._kernel import _abi
 from .._kernel._interface import SocketIO
-from .._kernel._pieces import joined, prepare
+from .._kernel._pieces import prepare
 from .._kernel._portable import PortableOutgoing, Scratch
 from .._train import Address, check_address
 
@@ -155,9 +155,6 @@ class _ScriptedIO(SocketIO):
 
     def outgoing(self, messages: Messages, address: Recipient) -> PortableOutgoing:
         return PortableOutgoing(prepare(messages, address, self.family), self._transmit)
-
-    def joined(self, parts: list[PortableOutgoing]) -> PortableOutgoing:
-        return PortableOutgoing(joined([part.prepared for part in parts]), self._transmit)
 
     def _transmit(self, message: OutgoingMessage) -> None:
         size = message.nbytes

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from snaptun_trio import PacketBatch, PacketTrain, UdpBatchReceiver, UdpBatchSender, open_batch_pump
+from snaptun_trio import PacketBatch, UdpBatchReceiver, UdpBatchSender, open_batch_pump
 
 from ._client import beside, greet, greeted, open_client
 from ._loops import run_in_trio, run_on_loop
@@ -50,11 +50,8 @@ def answer(request: bytes) -> bytes:
 
 
 def answers_to(questions: PacketBatch[Any]) -> PacketBatch:
-    """A handler, as the documentation has it."""
-    replies: list[PacketTrain] = []
-    for train in questions.trains:
-        replies += train.reply([answer(packet) for packet in train])
-    return PacketBatch(replies)
+    """A handler: each packet gets its answer, and they are packed together."""
+    return PacketBatch.pack([(answer(packet), address) for packet, address in questions])
 
 
 async def serve_with_handler(sock: socket.socket, watch: Stopwatch) -> None:

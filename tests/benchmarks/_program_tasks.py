@@ -1,7 +1,7 @@
 # 64 tasks that each send single packets, to a peer each, through one socket.
 #
-# A task sends a packet and lets the others run, again and again. With the library the tasks queue,
-# and one more task flushes what they queued since it last came round.
+# A task sends a packet and lets the others run, again and again. With the library that is what
+# `send_packet` does, and what the tasks send in one turn leaves together.
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import trio
 
-from snaptun_trio import QueueFullError, UdpBatchSender
+from snaptun_trio import UdpBatchSender
 
 from ._loops import run_in_trio, run_on_loop
 from ._scene import open_scene
@@ -36,7 +36,7 @@ SHAPE = Shape(
     peers=TASKS,
 )
 BUDGET_NS, QUICK_BUDGET_NS = 60_000_000, 15_000_000
-QUEUEING = "queue and a flushing task"
+ONE_SENDER = "send_packet of one sender"
 
 
 def shares(scene: Scene) -> list[Packets]:
@@ -45,52 +45,19 @@ def shares(scene: Scene) -> list[Packets]:
     return [packets[task::TASKS] for task in range(TASKS)]
 
 
-class Outlet:
-    """What the tasks share: the queue, and the task that flushes it."""
+async def send_with_one_sender(scene: Scene) -> None:
+    """The library: one sender, and nothing that the tasks would have to agree upon."""
+    sender = UdpBatchSender(scene.sock)
 
-    def __init__(self, sock: socket.socket) -> None:
-        self._sender = UdpBatchSender(sock)
-        self._waiting_for_room = trio.lowlevel.ParkingLot()
-        self._something = trio.Event()
-
-    async def send_all(self, packets: Packets) -> None:
-        """One task: queue each packet, and let the others run after it."""
+    async def send_all(packets: Packets) -> None:
         for packet, address in packets:
-            while True:
-                try:
-                    self._sender.try_queue_packet(packet, address)
-                    break
-                except QueueFullError:
-                    await self._waiting_for_room.park()
-            self._something.set()
-            await trio.lowlevel.checkpoint()
+            await sender.send_packet(packet, address)
 
-    async def flush(self) -> None:
-        """The other task: send what is there, whenever there is something."""
-        while True:
-            await self._something.wait()
-            self._something = trio.Event()
-            await self._sender.flush()
-            self._waiting_for_room.unpark_all()
-
-    async def finish(self) -> None:
-        """Send what the flushing task has not come to."""
-        if not self._sender.is_empty:
-            await self._sender.flush()
-
-
-async def send_through_a_queue(scene: Scene) -> None:
-    """The library."""
-    outlet = Outlet(scene.sock)
-    async with trio.open_nursery() as flushing:
-        flushing.start_soon(outlet.flush)
-        each = shares(scene)
-        for _ in scene.sending_turns():
-            async with trio.open_nursery() as nursery:
-                for packets in each:
-                    nursery.start_soon(outlet.send_all, packets)
-            await outlet.finish()
-        flushing.cancel_scope.cancel()
+    each = shares(scene)
+    for _ in scene.sending_turns():
+        async with trio.open_nursery() as nursery:
+            for packets in each:
+                nursery.start_soon(send_all, packets)
 
 
 async def send_with_trio_socket(scene: Scene) -> None:
@@ -126,7 +93,7 @@ async def send_with_protocol(scene: Scene) -> None:
     transport.close()
 
 
-IN_TRIO = {QUEUEING: send_through_a_queue, "trio.socket": send_with_trio_socket}
+IN_TRIO = {ONE_SENDER: send_with_one_sender, "trio.socket": send_with_trio_socket}
 
 
 def work(variant: str, budget_ns: int) -> float:

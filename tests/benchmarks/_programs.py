@@ -16,6 +16,7 @@ from . import (
     _program_peers,
     _program_quiet,
     _program_relay,
+    _program_serve,
     _program_tasks,
 )
 from ._beside import Comparison
@@ -97,6 +98,21 @@ def dns(outstanding: int) -> Program:
     )
 
 
+def serve(peers: int, variants: Mapping[str, Mapping[str, float | None]]) -> Program:
+    """A server with so many peers, each with one request under way."""
+    sit = partial(_program_serve.sit, peers=peers)
+    bare = Side(_program_dns.BY_PACKET, OURS, _program_dns.BY_PACKET, sit)
+    pairs = [
+        Pair(Side(variant, OURS, variant, sit), bare, aims.get(_program_dns.BY_PACKET))
+        for variant, aims in variants.items()
+    ]
+    return Program(
+        f"serve-{peers}",
+        f"server with {peers} peers that each wait for their answer, a request",
+        (*pairs, *beside_peers(sit, variants, ("trio.socket", *LOOPS))),
+    )
+
+
 def hostile() -> Program:
     """Hostile traffic beside normal."""
     sides = [
@@ -145,12 +161,22 @@ def programs() -> list[Program]:
         ),
         dns(20),
         dns(500),
+        serve(
+            _program_serve.FEW, {_program_serve.SERVE: {"uvloop": 2.0}, _program_serve.BATCHES: {}}
+        ),
+        serve(
+            _program_serve.MANY,
+            {
+                _program_serve.SERVE: {_program_dns.BY_PACKET: 2.0},
+                _program_serve.BATCHES: {_program_dns.BY_PACKET: 2.0},
+            },
+        ),
         Program(
             "tasks",
             "64 tasks that each send single packets, a packet",
             beside_peers(
                 _program_tasks.sit,
-                {_program_tasks.QUEUEING: {"uvloop": 1.0}},
+                {_program_tasks.ONE_SENDER: {"uvloop": 1.0}},
                 (trio_socket, *LOOPS),
             ),
         ),

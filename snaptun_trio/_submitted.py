@@ -1,0 +1,41 @@
+# What a program gives a sender, looked at before any of it is queued.
+#
+# A slip gets its error here, and not from the kernel. This file must not know the queue.
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ._brief import brief
+from ._errors import PacketTooLargeError
+from ._train import PacketTrain, flat_view
+
+if TYPE_CHECKING:
+    from ._train import Address, Packet
+
+
+def payload_of(packet: Packet, address: Address | None, most: int) -> bytes | memoryview:
+    """The bytes of a packet, not copied, and not to be changed through this.
+
+    Raises:
+      PacketTooLargeError: they are over ``most``.
+      TypeError: it is no packet.
+    """
+    payload = packet if isinstance(packet, bytes) else flat_view(packet).toreadonly()
+    if len(payload) > most:
+        raise PacketTooLargeError(packet, address, len(payload), most)
+    return payload
+
+
+def check_train(train: PacketTrain, most: int) -> None:
+    """Make sure that this is a train, of datagrams of at most so many bytes.
+
+    Raises:
+      PacketTooLargeError: they are larger.
+      TypeError: it is no train.
+    """
+    if not isinstance(train, PacketTrain):
+        raise TypeError(f"a PacketTrain is needed, not {brief(train)}")
+    longest = min(train.segment_size, train.nbytes)
+    if longest > most:
+        raise PacketTooLargeError(train.data, train.address, longest, most)

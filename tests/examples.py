@@ -1,0 +1,66 @@
+# The programs of docs/examples, for the tests that run them.
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import ends
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Iterator
+    from types import ModuleType
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "docs" / "examples"
+
+
+def example(name: str) -> ModuleType:
+    """One file of docs/examples, imported afresh, and with it those that it imports."""
+    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    before = set(sys.modules)
+    sys.path.insert(0, str(EXAMPLES))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(EXAMPLES))
+        for imported in set(sys.modules) - before:
+            if str(EXAMPLES) in str(getattr(sys.modules[imported], "__file__", None)):
+                del sys.modules[imported]
+    return module
+
+
+@contextlib.contextmanager
+def program(name: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A file of docs/examples that runs as a program, and is killed in the end."""
+    with _running([sys.executable, str(EXAMPLES / f"{name}.py"), *arguments]) as process:
+        yield process
+
+
+@contextlib.contextmanager
+def program_on(sock: socket.socket, name: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """The same with a socket that is handed down as by systemd: number 3, and whose it is."""
+    start = 'exec 3<&0 0</dev/null; LISTEN_FDS=1 LISTEN_PID=$$ exec "$0" "$@"'
+    command = ["sh", "-c", start, sys.executable, str(EXAMPLES / f"{name}.py"), *arguments]
+    with _running(command, stdin=sock.fileno()) as process:
+        yield process
+
+
+@contextlib.contextmanager
+def _running(command: list[str], stdin: int | None = None) -> Iterator[subprocess.Popen[str]]:
+    pipe = subprocess.PIPE
+    with ends.children_take_ctrl_c():
+        process = subprocess.Popen(command, stdin=stdin, stdout=pipe, stderr=pipe, text=True)
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()  # or leaving the block would wait for it for ever
