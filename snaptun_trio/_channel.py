@@ -162,6 +162,7 @@ class UdpChannel(Closing, trio.abc.Channel[PacketBatch]):
         try:
             await self._send(value)
         except SendBatchError as error:
+            self._refused(error)
             for failure in error.failures:
                 if failure.error.errno == errno.EMSGSIZE:
                     self._learn_size(min(failure.train.segment_size, failure.train.nbytes))
@@ -183,6 +184,7 @@ class UdpChannel(Closing, trio.abc.Channel[PacketBatch]):
         try:
             await self._send_packet(packet)
         except OSError as error:
+            self._refused(error)
             if error.errno == errno.EMSGSIZE:
                 self._learn_size(memoryview(packet).nbytes)
             raise
@@ -202,6 +204,9 @@ class UdpChannel(Closing, trio.abc.Channel[PacketBatch]):
     @abstractmethod
     def _close(self) -> None:
         """`close`, once."""
+
+    def _refused(self, error: OSError | SendBatchError) -> None:
+        """What was sent was refused, and the program is told so by this error."""
 
     def _discard_left(self) -> None:
         self._discarded += len(self._left)

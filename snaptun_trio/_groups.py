@@ -10,19 +10,25 @@ from typing import NoReturn
 import trio
 
 
+def leaves_of(error: BaseException) -> list[BaseException]:
+    """The exceptions that a group is made of, through all its groups; of any other one itself."""
+    leaves: list[BaseException] = []
+    errors = [error]
+    while errors:
+        one = errors.pop()
+        if isinstance(one, BaseExceptionGroup):
+            errors += one.exceptions
+        else:
+            leaves.append(one)
+    return leaves
+
+
 def raise_single(group: BaseExceptionGroup[BaseException]) -> NoReturn:
     """Raise the one exception that a group is about, or else the group.
 
     A task that was cancelled because another one failed says nothing of its own.
     """
-    leaves: list[BaseException] = []
-    groups = [group]
-    while groups:
-        for exception in groups.pop().exceptions:
-            if isinstance(exception, BaseExceptionGroup):
-                groups.append(exception)
-            else:
-                leaves.append(exception)
+    leaves = leaves_of(group)
     errors = [leaf for leaf in leaves if not isinstance(leaf, trio.Cancelled)]
     if len(errors) > 1:
         raise group
@@ -33,4 +39,4 @@ def raise_single(group: BaseExceptionGroup[BaseException]) -> NoReturn:
     finally:
         # Raising it here made the group its context, and the error would be shown twice.
         single.__context__ = context
-        del single, errors, leaves, groups, group, context
+        del single, errors, leaves, group, context

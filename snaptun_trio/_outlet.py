@@ -11,8 +11,6 @@
 from __future__ import annotations
 
 import errno
-import logging
-import math
 from abc import ABC, abstractmethod
 from collections import Counter
 from itertools import groupby
@@ -22,6 +20,7 @@ import trio
 
 from ._batch import PacketBatch, merged
 from ._errors import SendBatchError, SendFailure
+from ._rare_log import RareLog
 from ._send_queue import Submission
 from ._sender import UdpBatchSender
 
@@ -30,11 +29,6 @@ if TYPE_CHECKING:
 
     from ._send_queue import PendingSend
     from ._train import PacketTrain
-
-logger = logging.getLogger("snaptun_trio")
-
-# A log line for the same errno at most so often; a dead target would fill the disk otherwise.
-_SECONDS_BETWEEN_LINES = 60.0
 
 
 # What has fewer datagrams is sent together with what stands beside it.
@@ -69,7 +63,7 @@ class Outlet(ABC):
         self._sent = self._discarded = 0
         self._failed: Counter[int] = Counter()
         self.under_way: list[UnderWay] = []
-        self._next_line: dict[int, float] = {}
+        self._rare_log = RareLog()
 
     @property
     def sent(self) -> int:
@@ -151,14 +145,11 @@ class Outlet(ABC):
                 self.batches_sent += one.batches
 
     def _log(self, failures: Iterable[SendFailure]) -> None:
-        now = trio.current_time()
         for failure in failures:
-            number = failure.error.errno or 0
-            if now >= self._next_line.get(number, -math.inf):
-                self._next_line[number] = now + _SECONDS_BETWEEN_LINES
-                address = failure.train.address
-                peer = "the connected peer" if address is None else address
-                logger.warning("datagrams could not be sent: %s; one to %s", failure.error, peer)
+            address = failure.train.address
+            peer = "the connected peer" if address is None else address
+            message = "datagrams could not be sent: %s; one to %s"
+            self._rare_log.warn(failure.error.errno or 0, message, failure.error, peer)
 
 
 class ChannelOutlet(Outlet):

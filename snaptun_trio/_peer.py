@@ -14,6 +14,7 @@ import trio
 from ._batch import PacketBatch, TrainMessages, batch_of, first_train, over
 from ._channel import UdpChannel
 from ._errors import SendBatchError
+from ._groups import leaves_of
 from ._kernel._sockets import path_mtu
 from ._statistics import ChannelStatistics
 from ._train import Address, make_train, way_back
@@ -185,6 +186,13 @@ class PeerChannel(UdpChannel):
             interface_index=self._interface,
         )
         self._sent += 1
+
+    def _refused(self, error: OSError | SendBatchError) -> None:
+        error._channel = self  # type: ignore[union-attr]  # for `has_refused`
+
+    def has_refused(self, error: BaseException) -> bool:
+        """Whether an error says that something could not be sent to this peer, and nothing else."""
+        return all(getattr(leaf, "_channel", None) is self for leaf in leaves_of(error))
 
     def _path_mtu(self) -> int:
         return path_mtu(self._address)

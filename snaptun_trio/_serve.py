@@ -87,7 +87,10 @@ async def serve_udp(  # noqa: ASYNC910
     the channel, is forgotten; what it sends later is a new peer's.
 
     **Errors**: as with `trio.serve_tcp`, an exception of a handler ends the nursery that it runs
-    in, and so everything, unless there is ``on_error``.
+    in, and so everything, unless there is ``on_error``. But for one: that the kernel refuses what
+    is sent to the peer, which anybody can bring about with a forged source address. Where a handler
+    lets that through, it ends the peer only, is counted, and logged to the logger ``snaptun_trio``
+    at most once a minute for each errno.
 
     **On a wildcard address** answers leave from the address that was asked.
 

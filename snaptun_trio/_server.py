@@ -17,10 +17,12 @@ import trio
 
 from ._batch import PacketBatch, batch_of, messages_of
 from ._errors import SendBatchError
+from ._groups import leaves_of
 from ._kernel._sockets import close_socket
 from ._peer import PeerChannel
 from ._peer_table import PeerTable
 from ._plain import check_result
+from ._rare_log import RareLog
 from ._statistics import ServerStatistics
 
 if TYPE_CHECKING:
@@ -83,7 +85,8 @@ class UdpServer:
         self._handing_out = 0  # datagrams of a batch that nobody has been given yet
         self._delivered = self._dropped = self._discarded = 0  # of handlers that have returned
         self._peers_admitted = self._peers_refused = self._peers_shed = 0
-        self._peers_evicted = self._peers_expired = 0
+        self._peers_evicted = self._peers_expired = self._peers_unreachable = 0
+        self._rare_log = RareLog()
 
     @property
     def local_address(self) -> Address:
@@ -106,6 +109,7 @@ class UdpServer:
             peers_shed=self._peers_shed,
             peers_evicted=self._peers_evicted,
             peers_expired=self._peers_expired,
+            peers_unreachable=self._peers_unreachable,
             datagrams_received=self._received,
             datagrams_delivered=self._delivered + sum(one.datagrams_delivered for one in each),
             datagrams_waiting=self._handing_out + sum(one.datagrams_waiting for one in each),
@@ -203,7 +207,10 @@ class UdpServer:
         try:
             await _call(self._handler, peer)
         except Exception as error:
-            self._ask_about(error, peer)
+            if self._on_error is None and peer.has_refused(error):
+                self._give_up(peer, error)
+            else:
+                self._ask_about(error, peer)
         finally:
             peer.close()
             counted = peer.statistics()
@@ -212,6 +219,16 @@ class UdpServer:
             self._discarded += counted.datagrams_discarded
             del self._channels[peer]
             self._close_if_done()
+
+    def _give_up(self, peer: PeerChannel, error: Exception) -> None:
+        """The handler did not expect that its peer cannot be reached.
+
+        Anybody can bring that about with a forged source address, and must not end the server.
+        """
+        self._peers_unreachable += 1
+        number = next((leaf.errno for leaf in leaves_of(error) if isinstance(leaf, OSError)), None)
+        message = "a handler ended because its peer cannot be sent to: %s; one is %s"
+        self._rare_log.warn(number or 0, message, error, peer.address)
 
     def _let_go(self, peer: PeerChannel) -> None:
         """Tell a peer's handler that nothing more will come."""

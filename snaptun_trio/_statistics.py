@@ -159,6 +159,9 @@ class ServerStatistics:
     """Peers that had to make room for a new one."""
     peers_expired: int
     """Peers that were silent for too long."""
+    peers_unreachable: int
+    """Peers whose handlers ended with the error that what they sent was refused, without
+    ``on_error``."""
     datagrams_received: int
     """Datagrams that came in."""
     datagrams_delivered: int

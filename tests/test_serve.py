@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,6 +19,8 @@ from . import ends, serving
 from .serving import RefusedError, echo, fail, finish, peer
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from snaptun_trio import Address, UdpChannel, UdpServer
 
 
@@ -143,6 +146,57 @@ async def test_with_on_error_the_server_goes_on() -> None:
         seen = await served.feed((b"x", peer(1)))
         assert sorted(told) == [peer(1), peer(1), peer(2)]
         assert (seen.peers, seen.handlers, seen.peers_admitted) == (0, 0, 3)
+
+
+async def echo_by_packet(channel: UdpChannel) -> None:
+    while True:
+        await channel.send_packet(await channel.receive_packet())
+
+
+async def echo_in_a_task(channel: UdpChannel) -> None:
+    async for batch in channel:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(channel.send, batch)
+
+
+@pytest.mark.parametrize("handler", [echo, echo_by_packet, echo_in_a_task])
+async def test_a_peer_that_cannot_be_answered_ends_nobody_but_itself(
+    handler: Callable[[UdpChannel], Awaitable[None]], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Anybody can forge a source address, and a handler may have no word about it."""
+    sock = ScriptedSocket()
+    sock.answer = lambda packets, address: errno.EHOSTUNREACH * (address != peer(1))
+    async with serving.server(handler, sock) as served:
+        await served.feed((b"a", peer(1)))
+        for number in range(2, 5):
+            seen = await served.feed((b"forged", peer(number)))
+            assert (seen.peers_unreachable, seen.handlers) == (number - 1, 1)
+        await served.feed((b"b", peer(1)))
+        assert sock.sent == [(b"a", peer(1)), (b"b", peer(1))]
+    assert len(caplog.records) == 1
+    assert "its peer cannot be sent to" in caplog.text
+
+
+async def test_on_error_is_asked_about_a_peer_that_cannot_be_answered_too() -> None:
+    told: list[type[Exception]] = []
+    sock = ScriptedSocket()
+    sock.answer = lambda packets, address: errno.EHOSTUNREACH
+    on_error = lambda error, channel: told.append(type(error))  # noqa: E731
+    async with serving.server(echo_by_packet, sock, on_error=on_error) as served:
+        seen = await served.feed((b"forged", peer(1)))
+        assert (told, seen.peers_unreachable) == ([OSError], 0)
+
+
+async def test_another_error_of_the_same_kind_is_the_handlers_own() -> None:
+    sock = ScriptedSocket()
+    sock.receives.append(PacketBatch.pack([(b"x", peer(1))]))
+
+    async def handler(channel: UdpChannel) -> None:
+        await channel.receive()
+        raise OSError(errno.EHOSTUNREACH, "of another socket")
+
+    with pytest.raises(OSError, match="of another socket"):
+        await serve_udp(handler, sock)
 
 
 @pytest.mark.parametrize("how", ["raises", "is async"])

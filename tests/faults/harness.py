@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from snaptun_trio import Address, UdpBatchReceiver, UdpBatchSender
 
     from .ledger import Ledger
+
+ItemT = TypeVar("ItemT")
 
 PATIENCE = 90.0
 """Seconds that a test waits for the kernel to deliver before it says that nothing comes."""
@@ -87,9 +89,9 @@ def batch_of(
     return PacketBatch(trains)
 
 
-def chunks(items: Iterable[bytes], size: int) -> Iterator[list[bytes]]:
+def chunks(items: Iterable[ItemT], size: int) -> Iterator[list[ItemT]]:
     """The items, ``size`` at a time."""
-    part: list[bytes] = []
+    part: list[ItemT] = []
     for item in items:
         part.append(item)
         if len(part) == size:
