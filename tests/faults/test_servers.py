@@ -17,7 +17,7 @@ import pytest
 import trio
 import trio.testing
 
-from snaptun_trio import Address, open_udp_channel
+from snaptun_trio import Address, SendBatchError, open_udp_channel
 from snaptun_trio.testing import ScriptedSocket
 
 from .. import serving
