@@ -109,14 +109,10 @@ async def test_what_a_client_asks_for_is_reported(udp: ends.MakeSocket) -> None:
 # -- sizes
 
 
-def mtu_of_loopback() -> int:
-    return int(Path("/sys/class/net/lo/mtu").read_text())
-
-
 @linux
 @pytest.mark.parametrize(("host", "headers"), [("127.0.0.1", 28), ("::1", 48)])
 async def test_the_mtu_of_loopback(host: str, headers: int, udp: ends.MakeSocket) -> None:
-    device = mtu_of_loopback()
+    device = int(Path("/sys/class/net/lo/mtu").read_text())  # noqa: ASYNC240
     sock = udp(host)
     async with serving.server(host=host) as served, client_of(sock) as client:
         peer = await served.new_peer(udp(host))

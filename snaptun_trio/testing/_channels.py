@@ -141,7 +141,7 @@ def memory_channel_pair(
     What arrives is trains of `bytes` with the sender's address, in as few as the kernel would make
     of them, with the ECN bits that they were sent with. Nothing is lost but for want of room, and
     the order is kept; `impair` makes a worse network of it. When an end is closed, what is on its
-    way to the other still arrives, and then that one's `receive` raises `trio.EndOfChannel`. It
+    way to the other still arrives, and then receiving there raises `trio.EndOfChannel`. It
     runs under `trio.testing.MockClock`.
 
     Args:

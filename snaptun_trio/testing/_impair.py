@@ -77,16 +77,19 @@ class ImpairedChannel(UdpChannel):
 
     @property
     def address(self) -> Address:
+        """The channel's."""
         return self._channel.address  # type: ignore[no-any-return]
 
     @property
     def local_address(self) -> Address:
+        """The channel's."""
         return self._channel.local_address  # type: ignore[no-any-return]
 
     def _path_mtu(self) -> int:
         return self._channel.mtu  # type: ignore[no-any-return]
 
     def statistics(self) -> Any:  # noqa: ANN401
+        """The channel's, of what was passed on."""
         return self._channel.statistics()
 
     def _close(self) -> None:
