@@ -301,3 +301,45 @@ async def test_handlers_in_a_nursery_of_the_programs_send_on_after_the_server(
     assert len(sock.sent) == 4
     assert sock.fileno() == -1
     assert served.statistics().handlers == 0
+
+
+async def test_what_a_cancelled_handler_was_sending_goes_at_the_end() -> None:
+    """The socket was full then, and is not any more."""
+    sock = ScriptedSocket()
+    sock.sends.append(errno.EAGAIN)
+
+    async def handler(channel: UdpChannel) -> None:
+        await channel.send_packet(b"accepted")
+
+    async with serving.server(handler, sock) as served:
+        await served.feed((b"x", peer(1)))
+        assert (sock.sent, served.statistics().sender.datagrams_queued) == ([], 1)
+    assert sock.sent == [(b"accepted", peer(1))]
+    sender = served.statistics().sender
+    assert (sender.datagrams_sent, sender.datagrams_discarded) == (1, 0)
+
+
+async def test_what_the_socket_does_not_take_even_then_is_discarded_and_counted() -> None:
+    sock = ScriptedSocket()
+    sock.sends += [errno.EAGAIN] * 3
+
+    async def handler(channel: UdpChannel) -> None:
+        await channel.send_packet(b"accepted")
+
+    async with serving.server(handler, sock) as served:
+        await served.feed((b"x", peer(1)))
+    assert sock.sent == []
+    assert served.statistics().sender.datagrams_discarded == 1
+
+
+async def test_control_c_may_interrupt_a_handler() -> None:
+    protected: list[bool] = []
+
+    async def handler(channel: UdpChannel) -> None:
+        protected.append(trio.lowlevel.currently_ki_protected())
+        await channel.receive()
+        protected.append(trio.lowlevel.currently_ki_protected())
+
+    async with serving.server(handler, ScriptedSocket()) as served:
+        await served.feed((b"x", peer(1)))
+    assert protected == [False, False]

@@ -17,12 +17,12 @@ import pytest
 import trio
 import trio.testing
 
-from snaptun_trio import Address, SendBatchError, open_udp_channel
+from snaptun_trio import Address, PacketTooLargeError, SendBatchError, open_udp_channel
 from snaptun_trio.testing import ScriptedSocket
 
 from .. import serving
 from ..serving import echo
-from . import harness, limits, netns, packets, tun
+from . import harness, limits, netns, packets, sockets, tun
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
@@ -249,3 +249,31 @@ async def test_the_mtu_of_a_narrow_device(here: str, there: str, headers: int) -
                     netns.run("ip link set thin mtu 1400")
                     assert channel.mtu == fits, "what was refused is remembered"
                     netns.run("ip link set thin mtu 1300")
+
+
+@pytest.mark.own_network
+@pytest.mark.parametrize("how", ["send", "send_packet"])
+async def test_a_peer_that_asks_a_link_local_address_is_answered_from_it(how: str) -> None:
+    """Which is one only together with its interface; the peer's own says nothing of that."""
+    netns.run("ip address add fe80::1/64 dev lo nodad")
+    netns.run("ip address add fd00::1/128 dev lo nodad")
+    for host in ("fe80::1", "fd00::1"):
+        netns.wait_for_ipv6("lo", host)
+    lo = socket.if_nametoindex("lo")
+    async with serving.server(host="::") as served:
+        with sockets.udp("fd00::1") as asking:
+            asking.sendto(b"hello", ("fe80::1", served.address[1], 0, lo))
+            channel = await served.next_channel()
+            assert channel.local_address == ("fe80::1", served.address[1], 0, lo)
+            if how == "send":
+                await channel.send(await channel.receive())
+            else:
+                await channel.send_packet(await channel.receive_packet())
+            with trio.fail_after(harness.PATIENCE):
+                await trio.lowlevel.wait_readable(asking)
+            packet, source = asking.recvfrom(100)
+            assert (packet, source[0].partition("%")[0]) == (b"hello", "fe80::1")
+            with pytest.raises(PacketTooLargeError):
+                await channel.send_packet(bytes(65_530))
+            with pytest.raises(OSError, match="too long"):
+                await channel.send_packet(bytes(channel.mtu + 1))
