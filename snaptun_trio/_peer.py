@@ -16,12 +16,15 @@ from ._channel import UdpChannel
 from ._errors import SendBatchError
 from ._groups import leaves_of
 from ._kernel._sockets import path_mtu
+from ._shared_flush import is_small
 from ._statistics import ChannelStatistics
+from ._submitted import payload_of
 from ._train import Address, make_train, way_back
 
 if TYPE_CHECKING:
+    from ._errors import SendFailure
     from ._sender import UdpBatchSender
-    from ._train import Packet
+    from ._train import Packet, Way
 
 
 class Route(Protocol):
@@ -52,8 +55,8 @@ class PeerChannel(UdpChannel):
         super().__init__()
         self._route = route
         self._address = address
-        self._host: str | None = None  # of ours, that the peer asks; on a wildcard socket only
-        self._interface: int | None = None
+        self._way: Way | None = None  # from what the peer asks; on a wildcard socket only
+        self._name: bytes | None = None  # the peer's raw one, when the way was looked at
         self._queue: deque[PacketBatch[Address]] | None = None  # made when something waits
         self._waiting = 0
         self._reader: trio.lowlevel.Task | None = None
@@ -70,13 +73,11 @@ class PeerChannel(UdpChannel):
     @property
     def local_address(self) -> Address:
         bound = self._route.local_address
-        if self._host is None:
+        _, host, interface = self._way or (None, None, None)
+        if host is None:
             return bound
         # As the system spells an address of this family.
-        if len(bound) == 2:
-            return self._host, bound[1]
-        scope = self._interface if self._interface and self._host.startswith("fe80:") else 0
-        return self._host, bound[1], 0, scope
+        return (host, bound[1]) if len(bound) == 2 else (host, bound[1], 0, interface or 0)
 
     # -- for the server
 
@@ -105,7 +106,10 @@ class PeerChannel(UdpChannel):
     def note_way(self, batch: PacketBatch[Address]) -> None:
         """Answer from the address of ours that a batch came to."""
         if self._route._knows_ways:
-            self._host, self._interface = way_back(first_train(batch))
+            host, interface = way_back(first_train(batch))
+            way = None if host is None else (None, host, interface)
+            if way != self._way:
+                self._way, self._name = way, None
 
     def end(self) -> None:
         """Nothing more will come. What waits can still be received."""
@@ -156,21 +160,21 @@ class PeerChannel(UdpChannel):
         return trio.lowlevel.Abort.SUCCEEDED
 
     async def _send(self, batch: PacketBatch) -> None:
-        if self._host is None:
-            batch = batch.to(self._address)
+        if self._way is None and not is_small(batch):
+            await self._send_whole(batch.to(self._address))
+        elif is_small(batch):
+            failures = await self._send_payloads([packet for packet, _ in batch.packets()])
+            if failures:
+                raise SendBatchError(failures)
         else:
+            way = self._way or ()
             trains = [
-                make_train(
-                    train.data,
-                    train.segment_size,
-                    self._address,
-                    train.ecn,
-                    self._host,
-                    self._interface,
-                )
+                make_train(train.data, train.segment_size, self._address, train.ecn, *way[1:])
                 for train in batch.trains
             ]
-            batch = PacketBatch(trains)
+            await self._send_whole(PacketBatch(trains))
+
+    async def _send_whole(self, batch: PacketBatch) -> None:
         try:
             await self._route._sender.send(batch)
         except SendBatchError as error:
@@ -179,13 +183,22 @@ class PeerChannel(UdpChannel):
         self._sent += len(batch)
 
     async def _send_packet(self, packet: Packet) -> None:
-        await self._route._sender.send_packet(
-            packet,
-            self._address,
-            local_address=self._host,
-            interface_index=self._interface,
+        most = self._route._sender.max_packet_size
+        payload = payload_of(packet, self._address, most)
+        for failure in await self._send_payloads([payload]):
+            # Another one: the same refusal may be another peer's as well.
+            raise OSError(failure.error.errno, failure.error.strerror)
+
+    async def _send_payloads(self, payloads: list[bytes | memoryview]) -> list[SendFailure]:
+        sender, address, way = self._route._sender, self._address, self._way
+        if self._name is None:
+            self._name = sender._way_to(address, way)
+        name = self._name
+        failures = await sender._send_items(
+            [(payload, len(payload), address, name, way) for payload in payloads]
         )
-        self._sent += 1
+        self._sent += len(payloads) - len(failures)
+        return failures
 
     def _refused(self, error: OSError | SendBatchError) -> None:
         error._channel = self  # type: ignore[union-attr]  # for `has_refused`

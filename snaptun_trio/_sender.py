@@ -21,7 +21,7 @@ from ._kernel import socket_io
 from ._kernel._abi import MAX_BATCH_SIZE
 from ._kernel._sockets import switched_off
 from ._send_queue import SendQueue, Submission
-from ._shared_flush import MANY, SharedFlush
+from ._shared_flush import SharedFlush, is_small
 from ._statistics import SenderStatistics
 from ._submitted import check_train, payload_of
 from ._train import check_int, check_way
@@ -34,11 +34,7 @@ if TYPE_CHECKING:
     from ._errors import SendFailure
     from ._gathering import Item
     from ._send_queue import PendingSend
-    from ._train import Address, Packet, PacketTrain
-
-# A batch of at most so many bytes, and of less datagrams than `MANY`, is queued packet by packet,
-# to be gathered with what other tasks send. Of a larger one the packets stay where they are.
-_FEW_BYTES = 4096
+    from ._train import Address, Packet, PacketTrain, Way
 
 _NOTHING_ASKED = (None, None, None)
 
@@ -305,14 +301,27 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
         """The packets of a small batch, to be gathered with others'; of any other one none."""
         if not isinstance(batch, PacketBatch):
             raise TypeError(f"a PacketBatch is needed, not {brief(batch)}")
-        messages, _ = messages_of(batch)
-        if not messages.plain or messages.datagrams >= MANY or messages.nbytes > _FEW_BYTES:
+        # Where nothing else is queued so far, it need not be taken apart.
+        if not self._queue.datagrams or not is_small(batch):
             return []
         name = self._queue.name
         return [
             (packet, len(packet), address, name(address), None)
             for packet, address in batch.packets()
         ]
+
+    # -- for a channel, which sends to one peer again and again
+
+    def _way_to(self, address: Address, way: Way | None) -> bytes | None:
+        """The raw name of a peer, after a look at how packets for it are to leave."""
+        name = self._queue.name(address)
+        if way is not None:
+            self._queue.check_way(name, way)
+        return name
+
+    async def _send_items(self, items: list[Item]) -> list[SendFailure]:
+        """Send packets with what others queue meanwhile. Returns what was refused of them."""
+        return await self._shared.send_items(items)
 
     @trio.lowlevel.enable_ki_protection
     def send_nowait(self, value: PacketBatch) -> None:

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import trio
 
+from ._batch import messages_of
 from ._flush import FlushStatus
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ._batch import PacketBatch
     from ._errors import SendFailure
     from ._flush import Flush
     from ._gathering import Item
@@ -32,6 +34,16 @@ if TYPE_CHECKING:
 # So many datagrams of one task are sent before the others have their turn, and not after: those
 # could add little to them, and they are still in the processor's cache.
 MANY = 16
+
+# A batch of less, and of at most so many bytes, is queued packet by packet, to be gathered with
+# what other tasks send. Of a larger one the packets stay where they are.
+_FEW_BYTES = 4096
+
+
+def is_small(batch: PacketBatch) -> bool:
+    """Whether a batch is better gathered with what other tasks send."""
+    messages, _ = messages_of(batch)
+    return messages.plain and 0 < messages.datagrams < MANY and messages.nbytes <= _FEW_BYTES
 
 
 class _Waiting:

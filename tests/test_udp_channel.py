@@ -128,10 +128,21 @@ class Refusing:
     def __init__(self, most: int) -> None:
         self.most = most
 
+    max_packet_size = 65_507
+    is_empty = True
+
     async def send_packet(self, packet: bytes, *arguments: object, **options: object) -> None:
         await trio.lowlevel.checkpoint()
         if len(packet) > self.most:
             raise OSError(errno.EMSGSIZE, "Message too long")
+
+    def _way_to(self, *arguments: object) -> bytes:
+        return b"name"
+
+    async def _send_items(self, items: list[tuple[Any, ...]]) -> list[SendFailure]:
+        await trio.lowlevel.checkpoint()
+        trains = [PacketTrain(payload, size, address) for payload, size, address, *_ in items]
+        return [_failure(train) for train in trains if train.segment_size > self.most]
 
     async def send(self, batch: PacketBatch) -> None:
         await trio.lowlevel.checkpoint()

@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from snaptun_trio import PacketBatch, PacketBufPool, open_batch_pump
+from snaptun_trio import (
+    PacketBatch,
+    PacketBufPool,
+    UdpBatchReceiver,
+    UdpBatchSender,
+    UdpReceiverGroup,
+    open_batch_pump,
+    open_udp_socket,
+)
 
 from ._client import beside, greet, greeted, open_client
 from ._loops import run_in_trio, run_on_loop
@@ -32,7 +40,34 @@ if TYPE_CHECKING:
 
 CLIENTS = 200
 ROUND_TRIPS, QUICK_ROUND_TRIPS = 10, 5
-PUMPS = "pump for each client"
+PUMPS, GROUP = "pump for each client", "receiver group"
+
+
+async def relay_with_group(sock: socket.socket, far_end: Address, watch: Stopwatch) -> None:
+    """One task for all sockets."""
+    pool = PacketBufPool()
+    front, answers = UdpBatchReceiver(sock, pool), UdpBatchSender(sock)
+    links: dict[Any, UdpBatchSender] = {}
+    clients: dict[UdpBatchReceiver, Any] = {}
+    with ExitStack() as stack, UdpReceiverGroup([front]) as group:
+
+        async def open_link(client: Any) -> UdpBatchSender:  # noqa: ANN401  # an address
+            outside = stack.enter_context(await open_udp_socket(remote=far_end))
+            receiver = UdpBatchReceiver(outside, pool)
+            clients[receiver] = client
+            group.add(receiver)
+            return UdpBatchSender(outside)
+
+        async for receiver, batch in group:
+            if receiver is not front:
+                await answers.send(batch.to(clients[receiver]))
+                if watch.tick(len(batch)):
+                    return
+                continue
+            for client, questions in batch.by_address().items():
+                if client not in links:
+                    links[client] = await open_link(client)
+                await links[client].send(questions.to(None))
 
 
 async def relay_with_pumps(sock: socket.socket, far_end: Address, watch: Stopwatch) -> None:
@@ -139,6 +174,9 @@ async def relay_with_protocols(sock: socket.socket, far_end: Address, watch: Sto
     front.close()
 
 
+IN_TRIO = {PUMPS: relay_with_pumps, GROUP: relay_with_group}
+
+
 def serve(variant: str, far_end: Address, count: int) -> float:
     """In the child: relay so many answers. CPU nanoseconds of a round trip."""
     raise_file_limit(CLIENTS + 100)
@@ -146,8 +184,8 @@ def serve(variant: str, far_end: Address, count: int) -> float:
     with open_socket(socket.AF_INET) as sock, watch.counting():
         greet(sock, far_end)
         watch.start()
-        if variant == PUMPS:
-            run_in_trio(lambda: relay_with_pumps(sock, far_end, watch))
+        if variant in IN_TRIO:
+            run_in_trio(lambda: IN_TRIO[variant](sock, far_end, watch))
         else:
             run_on_loop(variant, lambda: relay_with_protocols(sock, far_end, watch))
     return watch.ns_each
