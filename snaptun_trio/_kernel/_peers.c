@@ -9,15 +9,17 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Addresses that were decoded, by raw name. Direct-mapped, so bounded: a stranger chooses the names
- * that we decode, and may choose a new one for every datagram. */
-enum { CACHED_ADDRESSES = 16384 };
+/* Addresses that were decoded, by raw name. Bounded: a stranger chooses the names that we decode, and
+ * may choose a new one for every datagram. Each name has four places that it can be in: with one, ten
+ * thousand peers were in each other's way, and a fourth of them were decoded again and again. */
+enum { CACHED_ADDRESSES = 16384, PLACES = 4 };
+struct cached {
+    char name[NAME_SIZE];
+    uint16_t length;
+    PyObject *address;
+};
 struct address_cache {
-    struct {
-        char name[NAME_SIZE];
-        uint16_t length;
-        PyObject *address;
-    } entries[CACHED_ADDRESSES];
+    struct cached entries[CACHED_ADDRESSES];
 };
 
 /* MurmurHash3 (32 bits) of a name. The last bytes of ports and hosts, in which peers differ, are the
@@ -51,20 +53,24 @@ int same_name(const struct row *a, const struct row *b) {
 static PyObject *decode_name(State *state, const struct row *row) {
     if (!row->name)
         Py_RETURN_NONE;
-    uint32_t at = hash_name(state, row) % CACHED_ADDRESSES;
-    if (state->addresses->entries[at].address &&
-        state->addresses->entries[at].length == row->name_length &&
-        memcmp(state->addresses->entries[at].name, row->name, row->name_length) == 0)
-        return Py_NewRef(state->addresses->entries[at].address);
+    uint32_t hash = hash_name(state, row);
+    struct cached *places =
+        &state->addresses->entries[hash % (CACHED_ADDRESSES / PLACES) * PLACES];
+    struct cached *entry = &places[hash >> 30]; /* where it goes if all are taken */
+    for (int i = 0; i < PLACES; i++) {
+        if (!places[i].address)
+            entry = &places[i];
+        else if (places[i].length == row->name_length &&
+                 memcmp(places[i].name, row->name, row->name_length) == 0)
+            return Py_NewRef(places[i].address);
+    }
     PyObject *raw = PyBytes_FromStringAndSize(row->name, row->name_length);
     PyObject *address = raw ? PyObject_CallFunctionObjArgs(state->decode, raw, NULL) : NULL;
     Py_XDECREF(raw);
     if (address) {
-        memcpy(state->addresses->entries[at].name, row->name, row->name_length);
-        state->addresses->entries[at].length = row->name_length;
-        PyObject *old = state->addresses->entries[at].address;
-        state->addresses->entries[at].address = Py_NewRef(address);
-        Py_XDECREF(old);
+        memcpy(entry->name, row->name, row->name_length);
+        entry->length = row->name_length;
+        set_reference(&entry->address, Py_NewRef(address));
     }
     return address;
 }
