@@ -22,7 +22,7 @@ from ._submitted import payload_of
 from ._train import Address, make_train, way_back
 
 if TYPE_CHECKING:
-    from ._errors import SendFailure
+    from ._gathering import Item
     from ._sender import UdpBatchSender
     from ._train import Packet, Way
 
@@ -163,7 +163,9 @@ class PeerChannel(UdpChannel):
         if self._way is None and not is_small(batch):
             await self._send_whole(batch.to(self._address))
         elif is_small(batch):
-            failures = await self._send_payloads([packet for packet, _ in batch.packets()])
+            items = [self._item(packet) for packet, _ in batch.packets()]
+            failures = await self._route._sender._shared.send_items(items)
+            self._sent += len(items) - len(failures)
             if failures:
                 raise SendBatchError(failures)
         else:
@@ -183,22 +185,18 @@ class PeerChannel(UdpChannel):
         self._sent += len(batch)
 
     async def _send_packet(self, packet: Packet) -> None:
-        most = self._route._sender.max_packet_size
-        payload = payload_of(packet, self._address, most)
-        for failure in await self._send_payloads([payload]):
+        sender = self._route._sender
+        payload = payload_of(packet, self._address, sender.max_packet_size)
+        for failure in await sender._shared.send_items([self._item(payload)]):
             # Another one: the same refusal may be another peer's as well.
             raise OSError(failure.error.errno, failure.error.strerror)
+        self._sent += 1
 
-    async def _send_payloads(self, payloads: list[bytes | memoryview]) -> list[SendFailure]:
-        sender, address, way = self._route._sender, self._address, self._way
+    def _item(self, payload: bytes | memoryview) -> Item:
+        """A packet for the peer, as the sender's queue has it."""
         if self._name is None:
-            self._name = sender._way_to(address, way)
-        name = self._name
-        failures = await sender._send_items(
-            [(payload, len(payload), address, name, way) for payload in payloads]
-        )
-        self._sent += len(payloads) - len(failures)
-        return failures
+            self._name = self._route._sender._way_to(self._address, self._way)
+        return payload, len(payload), self._address, self._name, self._way
 
     def _refused(self, error: OSError | SendBatchError) -> None:
         error._channel = self  # type: ignore[union-attr]  # for `has_refused`

@@ -310,18 +310,12 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
             for packet, address in batch.packets()
         ]
 
-    # -- for a channel, which sends to one peer again and again
-
     def _way_to(self, address: Address, way: Way | None) -> bytes | None:
-        """The raw name of a peer, after a look at how packets for it are to leave."""
+        """For a channel: the raw name of its peer, after a look at how packets for it leave."""
         name = self._queue.name(address)
         if way is not None:
             self._queue.check_way(name, way)
         return name
-
-    async def _send_items(self, items: list[Item]) -> list[SendFailure]:
-        """Send packets with what others queue meanwhile. Returns what was refused of them."""
-        return await self._shared.send_items(items)
 
     @trio.lowlevel.enable_ki_protection
     def send_nowait(self, value: PacketBatch) -> None:

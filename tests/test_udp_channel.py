@@ -139,7 +139,11 @@ class Refusing:
     def _way_to(self, *arguments: object) -> bytes:
         return b"name"
 
-    async def _send_items(self, items: list[tuple[Any, ...]]) -> list[SendFailure]:
+    @property
+    def _shared(self) -> Refusing:
+        return self
+
+    async def send_items(self, items: list[tuple[Any, ...]]) -> list[SendFailure]:
         await trio.lowlevel.checkpoint()
         trains = [PacketTrain(payload, size, address) for payload, size, address, *_ in items]
         return [_failure(train) for train in trains if train.segment_size > self.most]
