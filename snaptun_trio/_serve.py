@@ -153,7 +153,7 @@ async def serve_udp(  # noqa: ASYNC910
             fragment=fragment,
         )
     else:
-        sock = check_socket(port, "a port, with host as an argument of its own, or a socket")
+        sock = check_socket(port, "a port (an int; host is another argument) or a socket")
         refuse_options(
             host=(host, None),
             reuse_port=(reuse_port, False),
