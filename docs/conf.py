@@ -107,7 +107,7 @@ PUMP_TYPES = {
 }
 SERVER_TYPES = {
     "Handler": "Callable[[UdpChannel], Awaitable[object]]",
-    "Admit": "Callable[[Address, PacketBatch], bool]",
+    "Admit": "Callable[[Address, PacketBatch[Address]], bool]",
     "OnError": "Callable[[Exception, UdpChannel], object]",
     "Eviction": "Literal['strangers', 'oldest', 'nobody']",
 }

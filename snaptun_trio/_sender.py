@@ -123,7 +123,7 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
 
     @property
     def gso(self) -> bool:
-        """Whether the kernel cuts the trains."""
+        """Whether the kernel cuts the trains; what it was at the end, once that is closed."""
         return self._io.gso
 
     @property
@@ -153,7 +153,8 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
         Raises:
           QueueFullError: the queue is full. Nothing was queued.
           PacketTooLargeError: the packet is over ``max_packet_size``. Nothing was queued.
-          trio.ClosedResourceError: the sender is closed.
+          trio.ClosedResourceError: the sender is closed. That the socket is, the flush notices;
+            what was queued stays queued then, until the sender is closed.
           TypeError, ValueError: not a packet, or not an address that this socket can send to.
         """
         self._check_open()
@@ -171,7 +172,7 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
         Raises:
           QueueFullError: it does not fit. Nothing was queued.
           PacketTooLargeError: its datagrams are over ``max_packet_size``. Nothing was queued.
-          trio.ClosedResourceError: the sender is closed.
+          trio.ClosedResourceError: the sender is closed, see `try_queue_packet`.
           TypeError, ValueError: not a train, or its address is none that this socket can send to.
         """
         self._check_open()

@@ -114,11 +114,11 @@ async def serve_udp(  # noqa: ASYNC910
       admit: a plain function ``(address, first_batch) -> bool`` that decides before a handler is
         started. What it refuses is counted.
       on_error: a plain function ``(exception, channel) -> None`` that is called with what a handler
-        or ``admit`` raises. Then the server goes on.
+        or ``admit`` raises, also where nothing can be sent to the peer. Then the server goes on.
       reuse_port, receive_buffer, send_buffer, fragment: see `open_udp_socket`.
       gro, ecn, timestamps: see `UdpBatchReceiver`.
       gso: see `UdpBatchSender`.
-      task_status: ``await nursery.start(serve_udp, ...)`` gives the `UdpServer`.
+      task_status: ``server: UdpServer = await nursery.start(serve_udp, ...)``.
 
     Raises:
       OSError: the address cannot be bound, or the socket failed.
@@ -153,7 +153,7 @@ async def serve_udp(  # noqa: ASYNC910
             fragment=fragment,
         )
     else:
-        sock = check_socket(port, "a port or a socket")
+        sock = check_socket(port, "a port (an int; host is another argument) or a socket")
         refuse_options(
             host=(host, None),
             reuse_port=(reuse_port, False),

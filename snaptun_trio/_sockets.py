@@ -116,7 +116,9 @@ def refuse_options(**options: tuple[object, object]) -> None:
     """
     for name, (value, default) in options.items():
         if value != default:
-            raise ValueError(f"{name}={brief(value)}: a socket that is given has its options")
+            raise ValueError(
+                f"{name}={brief(value)}: a socket that is given is taken as its owner set it up"
+            )
 
 
 def _checked(

@@ -3,18 +3,9 @@
 # A counter says in its name what it counts: datagrams, trains (what one kernel message carried),
 # calls or bytes. This file knows nothing of how the counting is done.
 #
-# The laws that hold between the counters, after any exception and any cancellation:
-#     sender:    datagrams_submitted == datagrams_sent + datagrams_failed + datagrams_queued
-#                                       + datagrams_discarded
-#     receiver:  datagrams_received == datagrams_delivered + datagrams_held
-#     channel:   datagrams_received == datagrams_delivered + datagrams_waiting + datagrams_dropped
-#                                       + datagrams_discarded
-#     server:    datagrams_received == datagrams_delivered + datagrams_waiting + datagrams_dropped
-#                                       + datagrams_discarded + datagrams_refused + datagrams_shed
-#     pump:      datagrams_received + datagrams_added == datagrams_sent + datagrams_failed
-#                                       + datagrams_discarded + datagrams_waiting + datagrams_taken
-# with the datagrams of a train that arrived cut among the received ones only as far as they came
-# in, and the rest in `datagrams_lost_to_truncation`.
+# What help() shows of a class is its docstring, so that says which law holds between the counters,
+# after any exception and any cancellation. What each field is stands below it, for editors and the
+# reference.
 
 from __future__ import annotations
 
@@ -29,7 +20,7 @@ if TYPE_CHECKING:
 
 @attrs.frozen(kw_only=True)
 class PoolStatistics:
-    """A snapshot of a `PacketBufPool`."""
+    """A snapshot of a `PacketBufPool`: slabs that are lent out, that wait, and that were made."""
 
     slabs_in_use: int
     """Slabs that a batch, a packet view or a receive call holds at this moment."""
@@ -47,7 +38,14 @@ class PoolStatistics:
 
 @attrs.frozen(kw_only=True)
 class ReceiverStatistics:
-    """A snapshot of a `UdpBatchReceiver`."""
+    """A snapshot of a `UdpBatchReceiver`. At any time::
+
+        datagrams_received == datagrams_delivered + datagrams_held
+
+    Of a train that arrived cut, what did not come in is counted beside it, in
+    ``datagrams_lost_to_truncation``; what the kernel dropped before is in
+    ``buffers_dropped_by_kernel``.
+    """
 
     receive_calls: int
     """System calls that brought at least one message."""
@@ -88,7 +86,13 @@ class ReceiverStatistics:
 
 @attrs.frozen(kw_only=True)
 class SenderStatistics:
-    """A snapshot of a `UdpBatchSender`."""
+    """A snapshot of a `UdpBatchSender`. At any time::
+
+        datagrams_submitted == (datagrams_sent + datagrams_failed + datagrams_queued
+                                + datagrams_discarded)
+
+    ``failures`` and ``asynchronous_errors`` are counted by errno.
+    """
 
     send_calls: int
     """System calls that took at least one message."""
@@ -116,12 +120,19 @@ class SenderStatistics:
     send_buffer_size: int
     """SO_SNDBUF, in bytes as the kernel accounts them; 0 once the socket is closed."""
     gso: bool
-    """Whether trains are segmented by the kernel (UDP_SEGMENT) on this socket."""
+    """Whether trains are segmented by the kernel (UDP_SEGMENT) on this socket; what it was at the
+    end, once the sender or the socket is closed."""
 
 
 @attrs.frozen(kw_only=True)
 class ChannelStatistics:
-    """A snapshot of a `UdpChannel`."""
+    """A snapshot of a `UdpChannel`. At any time::
+
+        datagrams_received == (datagrams_delivered + datagrams_waiting + datagrams_dropped
+                               + datagrams_discarded)
+
+    A client's has the snapshots of its receiver and sender beside it.
+    """
 
     datagrams_received: int
     """Datagrams that came from the peer."""
@@ -143,7 +154,14 @@ class ChannelStatistics:
 
 @attrs.frozen(kw_only=True)
 class ServerStatistics:
-    """A snapshot of a `UdpServer`."""
+    """A snapshot of a `UdpServer`. At any time::
+
+        datagrams_received == (datagrams_delivered + datagrams_waiting + datagrams_dropped
+                               + datagrams_discarded + datagrams_refused + datagrams_shed)
+
+    *Waiting* and *dropped* are of the peers' queues, *refused* is ``admit``'s doing, and *shed*
+    came from newcomers for whom there was no room.
+    """
 
     peers: int
     """Peers that there are now."""
@@ -207,7 +225,11 @@ else:
 
 @attrs.frozen(kw_only=True)
 class PumpStatistics(Generic[ReceiverStatisticsT_co, SenderStatisticsT_co]):
-    """A snapshot of a `BatchPump`.
+    """A snapshot of a `BatchPump`. At any time::
+
+        datagrams_received + datagrams_added == (
+            datagrams_sent + datagrams_failed + datagrams_discarded + datagrams_waiting
+            + datagrams_taken)
 
     To a type checker it is generic in ``receiver`` and ``sender``. A pump between two UDP ends
     gives a ``PumpStatistics[ReceiverStatistics, SenderStatistics]``; in a plain

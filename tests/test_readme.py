@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import re
 import signal
 import socket
@@ -19,6 +20,7 @@ import trio
 import trio.testing
 
 from snaptun_trio import PacketBatch, PacketTrain, UdpBatchReceiver
+from snaptun_trio.testing import ScriptedSocket
 
 from . import ends
 from .examples import EXAMPLES, ROOT, example
@@ -58,8 +60,8 @@ def stack() -> Iterator[contextlib.ExitStack]:
         yield opened
 
 
-def test_readme_shows_the_echo_examples_as_they_stand() -> None:
-    shown = [EXAMPLES / "echo_server.py", EXAMPLES / "echo.py"]
+def test_readme_shows_the_first_examples_as_they_stand() -> None:
+    shown = [EXAMPLES / "echo_server.py", EXAMPLES / "hello.py"]
     assert blocks("python") == [path.read_text(encoding="utf-8") for path in shown]
 
 
@@ -204,6 +206,22 @@ async def test_send_example_reaches_all_but_the_unreachable() -> None:
             assert set(unreachable) == {nowhere}
             for peer in (one, two):
                 assert await collect(peer, len(packets)) == packets
+
+
+async def test_send_example_answers_each_datagram_but_port_0s(nursery: trio.Nursery) -> None:
+    send = example("send")
+    sock = ScriptedSocket()
+    nowhere, peer = ("192.0.2.1", 0), ("192.0.2.1", 9)
+    questions = [b"%d" % number for number in range(100)]  # more than the queue holds
+    sock.answer = lambda packets, address: errno.EINVAL if address == nowhere else 0
+    pairs = [(b"from nowhere", nowhere), *((question, peer) for question in questions)]
+    sock.receives.append(PacketBatch.pack(pairs))
+    nursery.start_soon(send.answer_each, sock, lambda question: b"re: " + question)
+    with trio.fail_after(HANG_GUARD):
+        while len(sock.sent) < len(questions):
+            await trio.lowlevel.checkpoint()
+    assert sock.sent == [(b"re: " + question, peer) for question in questions]
+    nursery.cancel_scope.cancel()
 
 
 async def test_send_example_resolves_a_name_that_is_a_number() -> None:

@@ -84,6 +84,6 @@ async def test_wrong_arguments_are_told_before_anything_is_opened(
 )
 async def test_a_socket_that_is_given_has_its_options(option: dict[str, Any]) -> None:
     sock = ScriptedSocket()
-    with pytest.raises(ValueError, match=f"{next(iter(option))}=.*given has its options"):
+    with pytest.raises(ValueError, match=f"{next(iter(option))}=.*taken as its owner set it up"):
         await serve_udp(echo, sock, **option)
     assert sock.fileno() != -1, "it is the caller's still"

@@ -42,6 +42,8 @@ def test_echo_server_and_client_talk_to_each_other() -> None:
         port = first_line(server, r"echoing on port (\d+)\n")[1]
         with program("client", "127.0.0.1", port, "hello") as client:
             assert client.communicate(timeout=ends.PATIENCE) == ("hello\n", "")
+        with program("hello", port) as client:
+            assert client.communicate(timeout=ends.PATIENCE) == ("b'hello'\n", "")
         server.send_signal(signal.SIGINT)
         _, errors = server.communicate(timeout=ends.PATIENCE)
     assert "KeyboardInterrupt" in errors  # ended by us, not by an error of its own

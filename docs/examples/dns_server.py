@@ -10,7 +10,7 @@ from functools import partial
 import trio
 from dns_message import answer_to
 
-from snaptun_trio import UdpChannel, serve_udp
+from snaptun_trio import UdpChannel, UdpServer, serve_udp
 
 GRACE = 5.0  # seconds that handlers have to come to an end
 
@@ -32,7 +32,7 @@ def note(error: Exception, channel: UdpChannel) -> None:
 async def main(host: str, port: int) -> None:
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as handlers, trio.open_nursery() as serving:
-            server = await serving.start(
+            server: UdpServer = await serving.start(
                 partial(serve_udp, answer, port, host=host, handler_nursery=handlers, on_error=note)
             )
             print("answering on {} port {}".format(*server.local_address), flush=True)

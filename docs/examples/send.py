@@ -1,14 +1,15 @@
 from __future__ import annotations
 
+import contextlib
 import socket
 from typing import TYPE_CHECKING
 
 import trio
 
-from snaptun_trio import SendBatchError, UdpBatchSender
+from snaptun_trio import SendBatchError, UdpBatchReceiver, UdpBatchSender
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from snaptun_trio import Address
 
@@ -33,6 +34,23 @@ async def send_to_all(
                 sender.try_queue_packet(packet, target)
         await flush()
     return unreachable
+
+
+async def answer_each(sock: trio.socket.SocketType, answer_to: Callable[[bytes], bytes]) -> None:
+    """Answer every datagram, those of a batch together, until cancelled."""
+    with UdpBatchReceiver(sock) as receiver, UdpBatchSender(sock) as sender:
+        async for batch in receiver:
+            for question, address in batch:
+                if sender.is_full:
+                    await flush(sender)
+                sender.try_queue_packet(answer_to(question), address)
+            await flush(sender)
+
+
+async def flush(sender: UdpBatchSender) -> None:
+    """Send what is queued. Whom nothing can be sent to, port 0 say, gets no answer."""
+    with contextlib.suppress(SendBatchError):  # all others have been sent
+        await sender.flush()
 
 
 async def resolve(name: str, port: int) -> Address:
