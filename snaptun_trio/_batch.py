@@ -258,8 +258,14 @@ class PacketBatch(Generic[AddressT_co]):
         self._recipient = PER_TRAIN_ADDRESS
         self._trains = kept
 
+    @overload
     @staticmethod
-    def pack(pairs: Iterable[tuple[Packet, Address | None]]) -> PacketBatch:
+    def pack(pairs: Iterable[tuple[Packet, Address]]) -> PacketBatch[Address]: ...
+    @overload
+    @staticmethod
+    def pack(pairs: Iterable[tuple[Packet, Address | None]]) -> PacketBatch: ...
+    @staticmethod
+    def pack(pairs: Iterable[tuple[Packet, Address | None]]) -> PacketBatch[Any]:
         """Pack ``(packet, address)`` pairs into a batch, gathered into as few trains as possible.
 
         The addresses come in the order in which they first appear, and the packets of each in

@@ -37,6 +37,10 @@ class UdpChannel(Closing, trio.abc.Channel[PacketBatch]):
         self._discarded = 0  # datagrams that waited when it was closed, or came after
         self._refused_size: int | None = None  # bytes of the smallest datagram that was too long
 
+    def __repr__(self) -> str:
+        closed = ", closed" if self._closed else ""
+        return f"<{type(self).__name__} to {self.address[0]} port {self.address[1]}{closed}>"
+
     @property
     @abstractmethod
     def address(self) -> Address:

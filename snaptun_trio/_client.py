@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, final
 
+import trio
+
 from ._brief import brief
 from ._channel import UdpChannel
 from ._kernel._sockets import close_socket, path_mtu
@@ -17,8 +19,6 @@ from ._statistics import ChannelStatistics
 from ._train import check_flags, check_int
 
 if TYPE_CHECKING:
-    import trio
-
     from ._batch import PacketBatch
     from ._sockets import Local
     from ._train import Address, Packet
@@ -57,7 +57,11 @@ class ClientChannel(UdpChannel):
         return self._local_address
 
     async def _receive(self) -> PacketBatch[Address]:
-        return await self._receiver.receive()
+        try:
+            return await self._receiver.receive()
+        except trio.ClosedResourceError:
+            self._check_open()  # which says what the program closed
+            raise
 
     async def _send(self, batch: PacketBatch) -> None:
         await self._sender.send(batch.to(None))

@@ -139,6 +139,9 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch[Address]]):
         self._truncated = self._datagrams_lost = self._bytes_lost = 0
         self._trains_unknown = self._bytes_unknown = 0
 
+    def __repr__(self) -> str:
+        return f"<UdpBatchReceiver on {self._io}>"
+
     @property
     def socket(self) -> trio.socket.SocketType | stdlib_socket.socket:
         """The socket that was lent."""
@@ -157,6 +160,11 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch[Address]]):
     def batch_size(self) -> int:
         """The most messages that one system call takes."""
         return self._batch_size
+
+    @property
+    def gro(self) -> bool:
+        """Whether the kernel hands out trains; `False` once the socket is closed."""
+        return self._io.gro
 
     @property
     def report_errors(self) -> bool:

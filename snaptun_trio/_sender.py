@@ -97,6 +97,9 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
         self._shared = SharedFlush(self._queue, self._flush, self._waiter, batch_size)
         self._discarded = 0
 
+    def __repr__(self) -> str:
+        return f"<UdpBatchSender on {self._io}: {self._queue.datagrams} datagrams queued>"
+
     @property
     def socket(self) -> trio.socket.SocketType | stdlib_socket.socket:
         """The socket that was lent."""
@@ -143,12 +146,21 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
 
     # -- the queue
 
-    def try_queue_packet(self, packet: Packet, address: Address | None) -> None:
+    def try_queue_packet(
+        self,
+        packet: Packet,
+        address: Address | None,
+        *,
+        ecn: int | None = None,
+        local_address: str | None = None,
+        interface_index: int | None = None,
+    ) -> None:
         """Queue one packet; nothing is sent before a flush. Neither waits nor copies.
 
         Args:
           packet: any bytes-like object. If it can change, it must not before it is sent.
           address: a numeric address, or `None` for the connected peer.
+          ecn, local_address, interface_index: as for `send_packet`.
 
         Raises:
           QueueFullError: the queue is full. Nothing was queued.
@@ -162,7 +174,10 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
         if self._queue.datagrams >= self._batch_size:
             raise QueueFullError(packet, address, self._batch_size)
         name = self._queue.name(address)
-        self._queue.put((payload, len(payload), address, name, None), owned=False)
+        way = None
+        if not (ecn is None and local_address is None and interface_index is None):
+            way = self._way(name, ecn, local_address, interface_index)
+        self._queue.put((payload, len(payload), address, name, way), owned=False)
 
     def try_queue_train(self, train: PacketTrain) -> None:
         """Queue a whole train, to be sent as one where the kernel allows. Neither waits nor copies.
@@ -225,9 +240,7 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
         payload = payload_of(packet, address, self._max_packet_size)
         name, way = self._queue.name(address), None
         if not (ecn is None and local_address is None and interface_index is None):
-            marks = check_way(ecn, local_address, interface_index)
-            way = (marks, local_address, interface_index)
-            self._queue.check_way(name, way)
+            way = self._way(name, ecn, local_address, interface_index)
         for failure in await self._shared.send_items([(payload, len(payload), address, name, way)]):
             # Another one: the same refusal may be another task's as well.
             raise OSError(failure.error.errno, failure.error.strerror)
@@ -310,6 +323,18 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
             (packet, len(packet), address, name(address), None)
             for packet, address in batch.packets()
         ]
+
+    def _way(
+        self,
+        name: bytes | None,
+        ecn: int | None,
+        local_address: str | None,
+        interface_index: int | None,
+    ) -> Way:
+        """How a packet is to leave, after a look at whether it can."""
+        way = (check_way(ecn, local_address, interface_index), local_address, interface_index)
+        self._queue.check_way(name, way)
+        return way
 
     def _way_to(self, address: Address, way: Way | None) -> bytes | None:
         """For a channel: the raw name of its peer, after a look at how packets for it leave."""

@@ -88,6 +88,10 @@ class UdpServer:
         self._peers_evicted = self._peers_expired = self._peers_unreachable = 0
         self._rare_log = RareLog()
 
+    def __repr__(self) -> str:
+        host, port = self._local_address[:2]
+        return f"<UdpServer on {host} port {port}: {len(self._table)} peers>"
+
     @property
     def local_address(self) -> Address:
         """The address that the server is bound to, afterwards too, when it has ended."""
@@ -207,8 +211,10 @@ class UdpServer:
         try:
             await _call(self._handler, peer)
         except Exception as error:
-            if self._on_error is None and peer.has_refused(error):
-                self._give_up(peer, error)
+            unreachable = peer.has_refused(error)
+            self._peers_unreachable += unreachable
+            if unreachable and self._on_error is None:
+                self._log_unreachable(peer, error)
             else:
                 self._ask_about(error, peer)
         finally:
@@ -220,12 +226,11 @@ class UdpServer:
             del self._channels[peer]
             self._close_if_done()
 
-    def _give_up(self, peer: PeerChannel, error: Exception) -> None:
+    def _log_unreachable(self, peer: PeerChannel, error: Exception) -> None:
         """The handler did not expect that its peer cannot be reached.
 
         Anybody can bring that about with a forged source address, and must not end the server.
         """
-        self._peers_unreachable += 1
         number = next((leaf.errno for leaf in leaves_of(error) if isinstance(leaf, OSError)), None)
         message = "a handler ended because its peer cannot be sent to: %s; one is %s"
         self._rare_log.warn(number or 0, message, error, peer.address)

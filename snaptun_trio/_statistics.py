@@ -178,8 +178,7 @@ class ServerStatistics:
     peers_expired: int
     """Peers that were silent for too long."""
     peers_unreachable: int
-    """Peers whose handlers ended with the error that what they sent was refused, without
-    ``on_error``."""
+    """Peers whose handlers ended with the error that what they sent was refused."""
     datagrams_received: int
     """Datagrams that came in."""
     datagrams_delivered: int

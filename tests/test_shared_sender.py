@@ -121,6 +121,8 @@ async def test_how_a_packet_is_to_leave_is_checked(
 ) -> None:
     with pytest.raises(error):
         await sender.send_packet(b"x", A, **arguments)
+    with pytest.raises(error):
+        sender.try_queue_packet(b"x", A, **arguments)
     assert sender.statistics().datagrams_submitted == 0
 
 
@@ -135,6 +137,15 @@ async def test_a_packet_leaves_with_its_marks_and_from_where_it_is_told_to(
     await sender.send_packet(b"marked", target, ecn=2, local_address="127.0.0.9")
     (train,) = (await receiver.receive()).trains
     assert (train.ecn, train.address) == (2, ("127.0.0.9", sender.local_address[1]))
+    sender.try_queue_packet(b"queued", target, ecn=1, local_address="127.0.0.8")
+    sender.try_queue_packet(b"plain", target)
+    await sender.flush()
+    trains = ends.collect_trains(receiver, 2)
+    port = sender.local_address[1]
+    assert {(bytes(t.data), t.ecn, t.address) for t in trains} == {
+        (b"queued", 1, ("127.0.0.8", port)),
+        (b"plain", 0, ("127.0.0.1", port)),
+    }
 
 
 async def test_closing_wakes_everybody(

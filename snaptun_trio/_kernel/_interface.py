@@ -142,6 +142,14 @@ class SocketIO(ABC):
         self.gso = False
         self.max_segments = MAX_SEGMENTS
 
+    def __str__(self) -> str:
+        """Where it is, for a reader: whose repr it stands in names what is done with it."""
+        try:
+            host, port = self.sock.getsockname()[:2]
+        except OSError:
+            return "a closed socket"
+        return f"{host} port {port}"
+
     # -- data
 
     @staticmethod
