@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from ._errors import SendFailure
-    from ._kernel._interface import Outgoing, SocketIO
+    from ._kernel._interface import SocketIO
+    from ._kernel._outgoing import Outgoing
     from ._train import Address, Way
 
 # The data, the segment size, the address, its raw name, and what is asked for beside the address.

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
-from ._batch import PacketBatch, TrainMessages, batch_of, first_train, over
+from ._batch import PacketBatch, batch_of, first_train
 from ._channel import UdpChannel
 from ._errors import SendBatchError
 from ._groups import leaves_of
 from ._kernel._sockets import path_mtu
+from ._messages import TrainMessages, over
 from ._shared_flush import is_small
 from ._statistics import ChannelStatistics
 from ._submitted import payload_of

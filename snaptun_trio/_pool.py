@@ -14,7 +14,8 @@ from ._statistics import PoolStatistics
 from ._train import check_int
 
 if TYPE_CHECKING:
-    from ._kernel._interface import Memory, SocketIO
+    from ._kernel._interface import SocketIO
+    from ._kernel._outgoing import Memory
 
 # A train is at most 65 535 bytes with its headers, whatever the MTU; a shorter buffer makes the
 # kernel throw the rest of it away.

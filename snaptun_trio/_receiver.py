@@ -7,32 +7,32 @@
 from __future__ import annotations
 
 import os
-from itertools import starmap
 from operator import length_hint
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, final
 
 import trio
 
-from ._batch import PacketBatch, batch_of, over
+from ._batch import PacketBatch, batch_of
 from ._brief import brief
 from ._closing import Closing
+from ._each_datagram import call_for_each, rest_of
 from ._kernel import _errnos, socket_io
 from ._kernel._abi import MAX_BATCH_SIZE
 from ._kernel._sockets import switched_off
-from ._plain import check_plain, check_result
+from ._plain import check_plain
 from ._pool import GRO_BUFFER_SIZE, PacketBufPool
 from ._statistics import ReceiverStatistics
-from ._train import Address, PacketTrain, check_int
+from ._train import Address, check_int
 from ._waiter import ReadinessWaiter
 
 if TYPE_CHECKING:
     import socket as stdlib_socket
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from contextlib import AbstractContextManager
 
-    from ._batch import Messages
     from ._losses import ReceiveLosses
+    from ._messages import Messages
 
 # How many bytes a call is offered, more or less. Two things pull at it: the price of a batch, and
 # that what it brings should still be in the processor's cache when it is looked at or sent on.
@@ -260,12 +260,12 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch[Address]]):
         try:
             datagrams = iter(list(batch))
             try:
-                _call_for_each(handler, datagrams)
+                call_for_each(handler, datagrams)
             finally:
                 left = length_hint(datagrams)
         except BaseException:
             if left:
-                self._held = _rest(batch, len(batch) - left)
+                self._held = rest_of(batch, len(batch) - left)
             raise
 
     def statistics(self) -> ReceiverStatistics:
@@ -391,35 +391,3 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch[Address]]):
     def _has_something(self) -> bool:
         """For the group: whether there is something that the kernel does not know of any more."""
         return not (self._held is None and self._late_error is None and self._uncounted is None)
-
-
-@trio.lowlevel.disable_ki_protection
-def _call_for_each(
-    handler: Callable[[bytes, Address], object],
-    datagrams: Iterator[tuple[bytes, Address]],
-) -> None:
-    """Call the handler for each datagram, so that it can be interrupted, and nothing between.
-
-    That a datagram is taken from the iterator and that the handler is entered with it is one step
-    in C: no signal is heard in between.
-    """
-    for result in starmap(handler, datagrams):
-        if result is not None:
-            check_result("handler", result)
-
-
-def _rest(batch: PacketBatch[Address], skipped: int) -> PacketBatch[Address]:
-    """The batch without its first ``skipped`` datagrams."""
-    if not skipped:
-        return batch
-    kept: list[PacketTrain[Address]] = []
-    for train in batch.trains:
-        count = len(train)
-        if skipped >= count:
-            skipped -= count
-            continue
-        if skipped:
-            train = over(train, train.data[skipped * train.segment_size :])
-            skipped = 0
-        kept.append(train)
-    return PacketBatch(kept)

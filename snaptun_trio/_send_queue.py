@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
-from ._batch import PER_TRAIN_ADDRESS
 from ._gathering import Gathering
 from ._kernel import _cmsg, _sockaddr
+from ._messages import PER_TRAIN_ADDRESS
 
 if TYPE_CHECKING:
-    from ._batch import Messages, Recipient
     from ._errors import SendFailure
     from ._gathering import Item
-    from ._kernel._interface import Outgoing, SocketIO
+    from ._kernel._interface import SocketIO
+    from ._kernel._outgoing import Outgoing
+    from ._messages import Messages, Recipient
     from ._train import Address, PacketTrain, Way
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, final
 
 import trio
 
-from ._batch import PacketBatch, messages_of, own_view
+from ._batch import PacketBatch, messages_of
 from ._brief import brief
 from ._closing import Closing
 from ._coalesce import MAX_PAYLOAD_IPV4, MAX_PAYLOAD_IPV6, MAX_SEGMENTS
@@ -20,6 +20,7 @@ from ._flush import Flush, FlushStatus
 from ._kernel import socket_io
 from ._kernel._abi import MAX_BATCH_SIZE
 from ._kernel._sockets import switched_off
+from ._messages import own_view
 from ._send_queue import SendQueue, Submission
 from ._shared_flush import SharedFlush, is_small
 from ._statistics import SenderStatistics

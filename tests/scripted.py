@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 import trio
 
 from snaptun_trio import _kernel
-from snaptun_trio._batch import TrainMessages
 from snaptun_trio._kernel import _portable
 from snaptun_trio._kernel._interface import SocketIO
 from snaptun_trio._kernel._pieces import (
@@ -24,6 +23,7 @@ from snaptun_trio._kernel._pieces import (
     outgoing_messages,
     prepare,
 )
+from snaptun_trio._messages import TrainMessages
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     import pytest
 
     from snaptun_trio import Address, PacketTrain
-    from snaptun_trio._batch import Messages, Recipient
     from snaptun_trio._losses import ReceiveLosses
+    from snaptun_trio._messages import Messages, Recipient
 
 
 def error_of(number: int) -> OSError:

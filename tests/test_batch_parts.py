@@ -23,8 +23,9 @@ from snaptun_trio import (
     UdpBatchReceiver,
     UdpBatchSender,
 )
-from snaptun_trio._batch import TrainMessages, messages_of
+from snaptun_trio._batch import messages_of
 from snaptun_trio._kernel import _sockaddr
+from snaptun_trio._messages import TrainMessages
 
 from . import ends
 from .recorder import Incoming, Recorder

@@ -22,7 +22,7 @@ FILES = sorted(
     if "_demo" not in path.parts and path.name != "__main__.py"
 )
 # Values: what `_kernel` may know of the rooms above it. They know nothing of it.
-VALUES = {"_batch", "_train", "_coalesce", "_brief", "_losses", "_packing"}
+VALUES = {"_messages", "_train", "_coalesce", "_brief", "_losses", "_packing"}
 
 
 @attrs.frozen

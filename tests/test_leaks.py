@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from snaptun_trio import PacketBatch, PacketTrain
-from snaptun_trio._batch import PER_TRAIN_ADDRESS, TrainMessages, messages_of
+from snaptun_trio._batch import messages_of
 from snaptun_trio._kernel import choose_backend, socket_io
+from snaptun_trio._messages import PER_TRAIN_ADDRESS, TrainMessages
 
 from . import ends, system_calls
 

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import example, given, strategies as st
 
 from snaptun_trio import Address, PacketBufPool, PacketTrain, UdpBatchReceiver
-from snaptun_trio._batch import PER_TRAIN_ADDRESS, TrainMessages, messages_of
+from snaptun_trio._batch import messages_of
 from snaptun_trio._kernel import _pieces, _portable, _sockaddr, socket_io
+from snaptun_trio._messages import PER_TRAIN_ADDRESS, TrainMessages
 
 from . import ends
 from .recorder import Incoming, Recorder
@@ -23,9 +24,9 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Iterator
 
-    from snaptun_trio._batch import Messages, Recipient
-    from snaptun_trio._kernel._interface import Outgoing
+    from snaptun_trio._kernel._outgoing import Outgoing
     from snaptun_trio._kernel._pieces import OutgoingMessage
+    from snaptun_trio._messages import Messages, Recipient
 
     from .recorder import Message
 

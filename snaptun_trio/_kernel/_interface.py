@@ -18,16 +18,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import trio
 
-from .._batch import PER_TRAIN_ADDRESS, TrainMessages
 from .._coalesce import MAX_SEGMENTS
+from .._messages import PER_TRAIN_ADDRESS, TrainMessages
 from .._train import make_train
 from . import _abi
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from .._batch import Messages, Recipient
+    from .._messages import Messages, Recipient
     from .._train import Address, Way
+    from ._outgoing import Memory, Outgoing
 
 Socket = trio.socket.SocketType | socket.socket
 
@@ -47,77 +48,6 @@ _REPORTS = {
 }
 # poll(2); Windows has select only, which on sockets is not limited by the descriptor's number.
 _HAS_POLL = hasattr(select, "poll")
-
-
-class Memory(Protocol):
-    """What a pool lends to receive calls, and takes back by itself."""
-
-    def get(self) -> memoryview:
-        """One writable buffer."""
-
-    def statistics(self) -> tuple[int, int, int, int, int, int]:
-        """Slabs in use, idle, most in use, reused, allocated, allocated beyond the capacity."""
-
-
-class Outgoing(Protocol):
-    """A batch in the form in which it is sent, and how far it got.
-
-    A refused message costs no more than the call that refused it: it is tried again, or skipped,
-    without touching those behind it. It counts what it sent, so nothing is counted twice or never.
-    """
-
-    @property
-    def content(self) -> Messages:
-        """What is sent, in the order in which it leaves."""
-
-    @property
-    def more(self) -> bool:
-        """Whether anything is left that was neither sent nor skipped."""
-
-    @property
-    def messages(self) -> int:
-        """Messages that the kernel took so far."""
-
-    @property
-    def datagrams(self) -> int:
-        """Datagrams in them."""
-
-    @property
-    def nbytes(self) -> int:
-        """Payload bytes in them."""
-
-    @property
-    def work(self) -> int:
-        """What the messages of the last call count for: each 1, and 1 more for each 16 KiB."""
-
-    @property
-    def train(self) -> int:
-        """The train that the next message begins in."""
-
-    @property
-    def offset(self) -> int:
-        """The payload bytes before it in that train."""
-
-    @property
-    def end_train(self) -> int:
-        """After a refusal: the train that the refused message ends in, or the one behind it."""
-
-    @property
-    def end_offset(self) -> int:
-        """The payload bytes before its end in that train, 0 where it ends with a train."""
-
-    @property
-    def segmented(self) -> bool:
-        """Whether the refused message asks the kernel to segment."""
-
-    def send(self, fd: int, budget: int, segments: int, single: bool) -> int:
-        """See `SocketIO.send`. A message has at most so many ``segments``; 0 is no GSO."""
-
-    def place_of(self, train: int, /) -> int:
-        """Where one of its trains stood in what was given."""
-
-    def skip(self, train: int, offset: int, /) -> object:
-        """Leave out what was refused, and go on from there."""
 
 
 class SocketIO(ABC):

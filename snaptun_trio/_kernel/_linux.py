@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .._batch import PER_TRAIN_ADDRESS, TrainMessages
+from .._messages import PER_TRAIN_ADDRESS, TrainMessages
 from .._train import make_train
 from . import _cmsg, _rows, _sockaddr
 from ._interface import SocketIO
 from ._pieces import IncomingMessage, received
 
 if TYPE_CHECKING:
-    from .._batch import Messages, Recipient
+    from .._messages import Messages, Recipient
     from .._train import Address, PacketTrain, Way
 
 

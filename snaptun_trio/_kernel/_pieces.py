@@ -8,7 +8,6 @@ from __future__ import annotations
 from itertools import repeat
 from typing import TYPE_CHECKING, NamedTuple
 
-from .._batch import PER_TRAIN_ADDRESS, TrainMessages
 from .._coalesce import (
     MAX_PAYLOAD_IPV4,
     MAX_PAYLOAD_IPV6,
@@ -17,13 +16,14 @@ from .._coalesce import (
     datagram_count,
 )
 from .._losses import ReceiveLosses
+from .._messages import PER_TRAIN_ADDRESS, TrainMessages
 from .._train import make_train
 from . import _abi, _cmsg, _sockaddr
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from .._batch import Messages, Recipient
+    from .._messages import Messages, Recipient
     from .._train import Address
     from ._interface import SocketIO
 

@@ -29,7 +29,7 @@ from ._pieces import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from .._batch import Messages, Recipient, TrainMessages
+    from .._messages import Messages, Recipient, TrainMessages
     from ._interface import Socket
 
 _HAS_MSG = hasattr(socket.socket, "recvmsg_into") and hasattr(socket.socket, "sendmsg")

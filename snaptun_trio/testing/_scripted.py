@@ -14,19 +14,20 @@ from typing import TYPE_CHECKING, Any, final
 
 import trio
 
-from .._batch import PacketBatch, TrainMessages
 from .._coalesce import split
 from .._kernel import _abi
 from .._kernel._interface import SocketIO
 from .._kernel._pieces import prepare
 from .._kernel._portable import PortableOutgoing, Scratch
+from .._messages import TrainMessages
 from .._train import Address, check_address
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .._batch import Messages, Recipient
+    from .._batch import PacketBatch
     from .._kernel._pieces import OutgoingMessage
+    from .._messages import Messages, Recipient
 
 
 @final

@@ -1,0 +1,51 @@
+# A handler for each datagram: how it is called, and what is left when it raises.
+#
+# This file must not know receivers.
+
+from __future__ import annotations
+
+from itertools import starmap
+from typing import TYPE_CHECKING
+
+import trio
+
+from ._batch import PacketBatch
+from ._messages import over
+from ._plain import check_result
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from ._train import Address, PacketTrain
+
+
+@trio.lowlevel.disable_ki_protection
+def call_for_each(
+    handler: Callable[[bytes, Address], object],
+    datagrams: Iterator[tuple[bytes, Address]],
+) -> None:
+    """Call the handler for each datagram, so that it can be interrupted, and nothing between.
+
+    That a datagram is taken from the iterator and that the handler is entered with it is one step
+    in C: no signal is heard in between.
+    """
+    for result in starmap(handler, datagrams):
+        if result is not None:
+            check_result("handler", result)
+
+
+def rest_of(batch: PacketBatch[Address], skipped: int) -> PacketBatch[Address]:
+    """The batch without its first ``skipped`` datagrams."""
+    if not skipped:
+        return batch
+    kept: list[PacketTrain[Address]] = []
+    for train in batch.trains:
+        count = len(train)
+        if skipped >= count:
+            skipped -= count
+            continue
+        if skipped:
+            train = over(train, train.data[skipped * train.segment_size :])
+            skipped = 0
+        kept.append(train)
+    return PacketBatch(kept)
