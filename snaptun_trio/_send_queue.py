@@ -14,6 +14,7 @@ import trio
 from ._gathering import Gathering
 from ._kernel import _cmsg, _sockaddr
 from ._messages import PER_TRAIN_ADDRESS
+from ._train import check_way
 
 if TYPE_CHECKING:
     from ._errors import SendFailure
@@ -130,15 +131,24 @@ class SendQueue:
             self._last_address, self._last_name = address, name
         return self._last_name
 
-    def check_way(self, name: bytes | None, way: Way) -> None:
-        """Make sure that something can leave as it asks. What cannot be said to the kernel must not
-        get into the queue: it would stay there.
+    def way(
+        self,
+        name: bytes | None,
+        ecn: int | None,
+        local_address: str | None,
+        interface_index: int | None,
+    ) -> Way:
+        """How something leaves that asks for this. What cannot be said to the kernel must not get
+        into the queue: it would stay there.
 
         Raises:
-          ValueError: its local address is none for this family.
+          TypeError, ValueError: an argument is no such thing, or the local address is none for
+            this family.
         """
+        way = (check_way(ecn, local_address, interface_index), local_address, interface_index)
         ipv4 = _sockaddr.is_ipv4(name) if name else self._io.family == _sockaddr.AF_INET
         _cmsg.encode(0, *way, ipv4)
+        return way
 
     @trio.lowlevel.enable_ki_protection
     def put(self, item: Item, datagrams: int = 1, *, owned: bool = True) -> Gathering:

@@ -25,7 +25,7 @@ from ._send_queue import SendQueue, Submission
 from ._shared_flush import SharedFlush, is_small
 from ._statistics import SenderStatistics
 from ._submitted import check_train, payload_of
-from ._train import check_int, check_way
+from ._train import check_int
 from ._waiter import ReadinessWaiter
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ._errors import SendFailure
-    from ._gathering import Item
     from ._send_queue import PendingSend
     from ._train import Address, Packet, PacketTrain, Way
 
@@ -177,7 +176,7 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
         name = self._queue.name(address)
         way = None
         if not (ecn is None and local_address is None and interface_index is None):
-            way = self._way(name, ecn, local_address, interface_index)
+            way = self._queue.way(name, ecn, local_address, interface_index)
         self._queue.put((payload, len(payload), address, name, way), owned=False)
 
     def try_queue_train(self, train: PacketTrain) -> None:
@@ -197,8 +196,7 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
         if self._queue.datagrams and self._queue.datagrams + datagrams > self._batch_size:
             raise QueueFullError(train.data, train.address, self._batch_size)
         name = self._queue.name(train.address)
-        way = (train.ecn, train.local_address, train.interface_index)
-        self._queue.check_way(name, way)
+        way = self._queue.way(name, train.ecn, train.local_address, train.interface_index)
         # The program may release the view that it sees; this one it does not.
         data, address = own_view(train.data), train.address
         asked = None if way == _NOTHING_ASKED else way
@@ -241,7 +239,7 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
         payload = payload_of(packet, address, self._max_packet_size)
         name, way = self._queue.name(address), None
         if not (ecn is None and local_address is None and interface_index is None):
-            way = self._way(name, ecn, local_address, interface_index)
+            way = self._queue.way(name, ecn, local_address, interface_index)
         for failure in await self._shared.send_items([(payload, len(payload), address, name, way)]):
             # Another one: the same refusal may be another task's as well.
             raise OSError(failure.error.errno, failure.error.strerror)
@@ -297,9 +295,12 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
           TypeError, ValueError: not a batch, or an address is none that this socket can send to.
           OSError: see `try_flush_best_effort`.
         """
-        items = self._items_of(value)
-        if items:
-            failures = await self._shared.send_items(items)
+        # Where nothing else is queued so far, it need not be taken apart.
+        if self._queue.datagrams and isinstance(value, PacketBatch) and is_small(value):
+            name = self._queue.name
+            failures = await self._shared.send_items(
+                [(packet, len(packet), peer, name(peer), None) for packet, peer in value.packets()]
+            )
         else:
             pending, submission = self._accept(value), Submission()
             await self._send(pending, submission)
@@ -312,36 +313,11 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
         it."""
         await self._shared.send_batch(pending, submission)
 
-    def _items_of(self, batch: PacketBatch) -> list[Item]:
-        """The packets of a small batch, to be gathered with others'; of any other one none."""
-        if not isinstance(batch, PacketBatch):
-            raise TypeError(f"a PacketBatch is needed, not {brief(batch)}")
-        # Where nothing else is queued so far, it need not be taken apart.
-        if not self._queue.datagrams or not is_small(batch):
-            return []
-        name = self._queue.name
-        return [
-            (packet, len(packet), address, name(address), None)
-            for packet, address in batch.packets()
-        ]
-
-    def _way(
-        self,
-        name: bytes | None,
-        ecn: int | None,
-        local_address: str | None,
-        interface_index: int | None,
-    ) -> Way:
-        """How a packet is to leave, after a look at whether it can."""
-        way = (check_way(ecn, local_address, interface_index), local_address, interface_index)
-        self._queue.check_way(name, way)
-        return way
-
     def _way_to(self, address: Address, way: Way | None) -> bytes | None:
         """For a channel: the raw name of its peer, after a look at how packets for it leave."""
         name = self._queue.name(address)
         if way is not None:
-            self._queue.check_way(name, way)
+            self._queue.way(name, *way)
         return name
 
     @trio.lowlevel.enable_ki_protection
@@ -392,8 +368,6 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
             self._waiter.close()
             self._discarded += self._queue.clear()
             self._shared.closed()
-
-    # -- how
 
     def _check_open(self) -> None:
         if self._waiter.closed:
