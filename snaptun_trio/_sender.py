@@ -382,6 +382,7 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
     def _withdraw(self, submission: Submission) -> None:
         """For the pump: discard what is left of a batch."""
         self._discarded += self._queue.withdraw(submission)
+        self._shared.withdrawn()
 
     def _take_unclaimed(self) -> list[SendFailure]:
         """What was refused for good, and nobody waits for."""
