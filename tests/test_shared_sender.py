@@ -354,3 +354,32 @@ async def test_batches_for_one_peer_and_for_the_connected_one_keep_whom_they_are
     assert sorted(ends.read_plainly(second, 4)) == to_second
     assert sorted(ends.read_plainly(first, 4)) == [b"1a", b"1b", b"marked", b"received"]
     check_law(sender)
+
+
+# -- who is told
+
+
+async def test_among_trains_that_are_brought_together_each_learns_of_its_own(
+    sender: UdpBatchSender, kernel: scripted.ScriptedKernel
+) -> None:
+    """They leave peer by peer, and so in another order than that in which they came."""
+
+    def refuse(first: OutgoingMessage) -> int:
+        return -REFUSED if first.address == B else 1
+
+    kernel.sends += [refuse] * 20
+    sender.try_queue_train(PacketTrain(b"trains", 3, A))
+    async with trio.open_nursery() as tasks:
+        for number in range(4):
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            tasks.start_soon(_send, sender, number, B if number % 2 else A)
+    assert sorted(kernel.payloads) == [b"0", b"2", b"ins", b"tra"]
+
+
+async def _send(sender: UdpBatchSender, number: int, address: Address) -> None:
+    try:
+        await sender.send_packet(b"%d" % number, address)
+    except PermissionError:
+        assert address == B
+    else:
+        assert address == A
