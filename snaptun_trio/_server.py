@@ -207,10 +207,14 @@ class UdpServer:
         try:
             await _call(self._handler, peer)
         except Exception as error:
-            if self._on_error is None and peer.has_refused(error):
-                self._give_up(peer, error)
-            else:
-                self._ask_about(error, peer)
+            if not self._settles(error, peer):
+                raise
+        except BaseExceptionGroup as group:
+            # Cancelled, and something was amiss besides: the cancellation goes up alone.
+            errors, rest = group.split(Exception)
+            if errors is None or rest is None or not self._settles(errors, peer):
+                raise
+            raise rest from None
         finally:
             peer.close()
             counted = peer.statistics()
@@ -219,6 +223,16 @@ class UdpServer:
             self._discarded += counted.datagrams_discarded
             del self._channels[peer]
             self._close_if_done()
+
+    def _settles(self, error: Exception, peer: PeerChannel) -> bool:
+        """See to what a handler raised. Returns whether it ends the peer only."""
+        if self._on_error is not None:
+            self._ask_about(error, peer)
+        elif peer.has_refused(error):
+            self._give_up(peer, error)
+        else:
+            return False
+        return True
 
     def _give_up(self, peer: PeerChannel, error: Exception) -> None:
         """The handler did not expect that its peer cannot be reached.
