@@ -208,8 +208,9 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
         Waits while the queue is full, and then until the packet is sent, whoever sends it.
 
         If cancelled while the queue is full, nothing was accepted. If cancelled later, which only
-        happens while the socket is full, the packet stays queued, and goes with the next that is
-        sent; should it be refused then, the next `flush` reports that.
+        happens while the socket is full or more than a turn's work is before it, the packet stays
+        queued, and goes with the next that is sent; should it be refused then, the next `flush`
+        reports that.
 
         Args:
           packet: any bytes-like object. If it can change, it must not before this returns.

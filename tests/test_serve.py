@@ -40,6 +40,7 @@ async def test_each_peer_has_a_handler_of_its_own_and_its_answers() -> None:
         ]
         seen = served.statistics()
         assert (seen.peers, seen.handlers, seen.peers_admitted) == (2, 2, 2)
+        assert [one.statistics().datagrams_sent for one in served.server.peers] == [2, 2]
         assert seen.datagrams_delivered == 4
         assert {one.address for one in served.server.peers} == {peer(1), peer(2)}
     assert served.server.local_address == ("192.0.2.1", 9000)

@@ -19,6 +19,8 @@ from .test_sender import check_law
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from snaptun_trio._gathering import Gathering, Item
+
     from . import ends, scripted
 
 A: Address = ("127.0.0.1", 9)
@@ -135,6 +137,63 @@ async def test_who_has_no_memory_to_wait_is_forgotten(
     assert kernel.payloads == [b"0", b"1"]
     assert sender._shared._has_room
     check_law(sender)
+
+
+async def test_who_cannot_be_let_in_is_told_and_the_next_one_is_let_in(
+    sender: UdpBatchSender, kernel: scripted.ScriptedKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel.sends += [FULL]
+    put_all = sender._queue.put_all
+    told = 0
+
+    def lacking(items: list[Item]) -> tuple[Gathering, range]:
+        if items[0][0] == b"never":
+            raise MemoryError
+        return put_all(items)
+
+    async def never() -> None:
+        nonlocal told
+        with pytest.raises(MemoryError):
+            await sender.send_packet(b"never", A)
+        told += 1
+
+    async with trio.open_nursery() as tasks:
+        for number in range(2):  # the first one's is in the queue, the second one sends for all
+            tasks.start_soon(sender.send_packet, b"%d" % number, A)
+            await trio.testing.wait_all_tasks_blocked()
+        monkeypatch.setattr(sender._queue, "put_all", lacking)
+        tasks.start_soon(never)
+        await trio.testing.wait_all_tasks_blocked()
+        tasks.start_soon(sender.send_packet, b"2", A)
+        await trio.testing.wait_all_tasks_blocked()
+        kernel.waits.wake()
+    assert (told, kernel.payloads) == (1, [b"0", b"1", b"2"])
+    check_law(sender)
+
+
+# -- bounds
+
+
+async def test_nobody_is_let_in_beyond_the_bound(
+    sender: UdpBatchSender, kernel: scripted.ScriptedKernel
+) -> None:
+    kernel.sends += [FULL] * 3
+    sender.try_queue_packet(b"0", A)
+    async with trio.open_nursery() as tasks:
+        for number in range(1, 4):
+            tasks.start_soon(sender.send_packet, b"%d" % number, A)
+        for _ in range(3):
+            await trio.testing.wait_all_tasks_blocked()
+            assert sender.statistics().datagrams_queued == 1
+            kernel.waits.wake()
+    assert sorted(kernel.payloads) == [b"0", b"1", b"2", b"3"]
+
+
+def test_a_closed_sender_keeps_no_packet(sender: UdpBatchSender) -> None:
+    packet = bytearray(b"x")
+    sender.try_queue_packet(packet, A)
+    sender.close()
+    packet.append(0)  # a BufferError, while something looks at it
 
 
 # -- a log handler that calls the sender
