@@ -103,9 +103,11 @@ class UdpChannel(Closing, trio.abc.Channel[PacketBatch]):
                 await trio.lowlevel.checkpoint()
             if not self._left:  # not any more, perhaps: it may have been closed
                 return await self._receive()
-            packets, self._left = self._left[::-1], []
-            left = PacketBatch.pack((packet, self.address) for packet in packets)
-            return left.to(self.address)  # noqa: ASYNC910
+            # Made whole before they are taken: without memory for it, the next call gives them.
+            left = PacketBatch.pack((packet, self.address) for packet in reversed(self._left))
+            left = left.to(self.address)
+            self._left = []
+            return left  # noqa: ASYNC910
         finally:
             self._receiving = False
 
@@ -133,10 +135,15 @@ class UdpChannel(Closing, trio.abc.Channel[PacketBatch]):
             if self._left:
                 await trio.lowlevel.checkpoint()
             if not self._left:
-                packets = (await self._receive()).packets()
-                if len(packets) == 1:
-                    return packets[0][0]
-                self._left = [packet for packet, _ in reversed(packets)]
+                batch = await self._receive()
+                try:
+                    packets = batch.packets()
+                    if len(packets) == 1:
+                        return packets[0][0]
+                    self._left = [packet for packet, _ in reversed(packets)]
+                except BaseException:
+                    self._discarded += len(batch)  # there was no memory to take it apart
+                    raise
             packet = self._left.pop()
             if self._closed:  # while it was under way: it is the last one
                 self._discard_left()

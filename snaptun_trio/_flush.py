@@ -121,11 +121,6 @@ class Flush:
             self._known.doubt(pending.errors)
             pending.errors = ()
         pending.last_failure = None
-        if pending.gso_suspect:
-            if pending.gso_suspect == errno.EINVAL:
-                self._switch_gso_off(pending.gso_suspect)
-                pending.unsegmented_until = None
-            pending.gso_suspect = 0
         self._waiter.fruitless = 0
         # All that needs memory comes before anything is entered, so that the account holds.
         outgoing = pending.outgoing
@@ -141,6 +136,12 @@ class Flush:
         self._queue.datagrams = left
         if not outgoing.more:
             self._queue.drop_first()
+        # Last, since it is logged: a log handler is the program's, and may call the sender.
+        suspect = pending.gso_suspect
+        pending.gso_suspect = 0
+        if suspect == errno.EINVAL:
+            pending.unsegmented_until = None
+            self._switch_gso_off(suspect)
 
     def _refused(self, pending: PendingSend, number: int) -> None:
         """Carry out what a refusal means."""

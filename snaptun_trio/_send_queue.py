@@ -158,24 +158,37 @@ class SendQueue:
         """
         gathering = self._gathering
         if gathering is None:
-            gathering = self._gathering = Gathering(self._number)
-        if datagrams > 1:
-            gathering.has_trains = True
-        if not owned:
-            gathering.disown((len(gathering.items),))
+            gathering = Gathering(self._number)
         # All that needs memory comes before anything is counted.
         queued, submitted = self.datagrams + datagrams, self.submitted + datagrams
+        place = len(gathering.items)
         gathering.items.append(item)
+        if not owned:
+            try:
+                gathering.disown((place,))
+            except BaseException:
+                gathering.items.pop()  # or the next one here would be nobody's
+                raise
+        if datagrams > 1:
+            gathering.has_trains = True
+        self._gathering = gathering
         self.datagrams, self.submitted = queued, submitted
         return gathering
 
     def put_all(self, items: list[Item]) -> tuple[Gathering, range]:
-        """`put` some that somebody waits for. Returns the gathering, and their places in it."""
-        gathering = self.put(items[0])
-        first = len(gathering.items) - 1
-        for item in items[1:]:
-            self.put(item)
-        return gathering, range(first, first + len(items))
+        """`put` packets that somebody waits for, all or none. Returns the gathering, and their
+        places in it."""
+        gathering = self._gathering
+        if gathering is None:
+            gathering = Gathering(self._number)
+        datagrams, place = len(items), len(gathering.items)
+        queued, submitted = self.datagrams + datagrams, self.submitted + datagrams
+        places = range(place, place + datagrams)
+        result = gathering, places
+        gathering.items += items
+        self._gathering = gathering
+        self.datagrams, self.submitted = queued, submitted
+        return result
 
     def prepare(self, messages: Messages, recipient: Recipient) -> PendingSend:
         """Make a batch ready to be sent. It is in the queue only after `add`.
@@ -201,6 +214,8 @@ class SendQueue:
 
     def take_back(self, pending: PendingSend) -> None:
         """Undo `add`."""
+        if not pending.number:
+            return  # a batch of nothing was not added
         datagrams = pending.outgoing.content.datagrams
         queued, submitted = self.datagrams - datagrams, self.submitted - datagrams
         self._pending.remove(pending)
@@ -229,8 +244,7 @@ class SendQueue:
     def _close_gathering(self) -> None:
         """Bring what was queued one by one behind what is being sent."""
         gathering = self._gathering
-        if gathering is None or not gathering.items:  # there was no memory for the first
-            self._gathering = None
+        if gathering is None:
             return
         # Made whole before anything is let go: what fails on the way has changed nothing.
         outgoing = gathering.outgoing(self._io)

@@ -219,8 +219,9 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
         Waits while the queue is full, and then until the packet is sent, whoever sends it.
 
         If cancelled while the queue is full, nothing was accepted. If cancelled later, which only
-        happens while the socket is full, the packet stays queued, and goes with the next that is
-        sent; should it be refused then, the next `flush` reports that.
+        happens while the socket is full or more than a turn's work is before it, the packet stays
+        queued, and goes with the next that is sent; should it be refused then, the next `flush`
+        reports that.
 
         Args:
           packet: any bytes-like object. If it can change, it must not before this returns.
@@ -386,6 +387,7 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
     def _withdraw(self, submission: Submission) -> None:
         """For the pump: discard what is left of a batch."""
         self._discarded += self._queue.withdraw(submission)
+        self._shared.withdrawn()
 
     def _take_unclaimed(self) -> list[SendFailure]:
         """What was refused for good, and nobody waits for."""

@@ -211,12 +211,14 @@ class UdpServer:
         try:
             await _call(self._handler, peer)
         except Exception as error:
-            unreachable = peer.has_refused(error)
-            self._peers_unreachable += unreachable
-            if unreachable and self._on_error is None:
-                self._log_unreachable(peer, error)
-            else:
-                self._ask_about(error, peer)
+            if not self._settles(error, peer):
+                raise
+        except BaseExceptionGroup as group:
+            # Cancelled, and something was amiss besides: the cancellation goes up alone.
+            errors, rest = group.split(Exception)
+            if errors is None or rest is None or not self._settles(errors, peer):
+                raise
+            raise rest from None
         finally:
             peer.close()
             counted = peer.statistics()
@@ -225,6 +227,18 @@ class UdpServer:
             self._discarded += counted.datagrams_discarded
             del self._channels[peer]
             self._close_if_done()
+
+    def _settles(self, error: Exception, peer: PeerChannel) -> bool:
+        """See to what a handler raised. Returns whether it ends the peer only."""
+        unreachable = peer.has_refused(error)
+        self._peers_unreachable += unreachable
+        if self._on_error is not None:
+            self._ask_about(error, peer)
+        elif unreachable:
+            self._log_unreachable(peer, error)
+        else:
+            return False
+        return True
 
     def _log_unreachable(self, peer: PeerChannel, error: Exception) -> None:
         """The handler did not expect that its peer cannot be reached.

@@ -166,6 +166,10 @@ class SharedFlush:
         finally:
             self._wake()
 
+    def withdrawn(self) -> None:
+        """Something left the queue without being sent: see who need not wait any more."""
+        self._wake()
+
     def closed(self) -> None:
         """The sender was closed, and its queue is empty: nobody need wait any more."""
         for task, waiting in list(self._waiting.items()):
@@ -191,7 +195,6 @@ class SharedFlush:
 
         while not results:  # noqa: ASYNC913
             if self._sending:
-                self._to_let_in += 1
                 await self._wait_for(enter)
             else:
                 await self._send(lambda: self._let_in(enter))
@@ -224,20 +227,27 @@ class SharedFlush:
 
     async def _wait_for(self, what: int | _Admission) -> bool:
         """Wait until somebody else brought it about. `False` for whoever is to send next."""
-        task = trio.lowlevel.current_task()
-        waiting = self._waiting[task] = _Waiting(what)
+        task, waiting = trio.lowlevel.current_task(), _Waiting(what)
 
         def abort(_: object) -> trio.lowlevel.Abort:
             self._forget(task)
             return trio.lowlevel.Abort.SUCCEEDED
 
-        await trio.lowlevel.wait_task_rescheduled(abort)
-        while task in self._waiting:  # woken to send
-            if not self._sending:
-                self._forget(task)
-                return False
-            waiting.to_send = False  # another one was first
+        self._waiting[task] = waiting
+        if not isinstance(what, int):
+            self._to_let_in += 1
+        try:
             await trio.lowlevel.wait_task_rescheduled(abort)
+            while task in self._waiting:  # woken to send
+                if not self._sending:
+                    self._forget(task)
+                    return False
+                waiting.to_send = False  # another one was first
+                await trio.lowlevel.wait_task_rescheduled(abort)
+        except BaseException:
+            if task in self._waiting:  # there was no memory to wait with
+                self._forget(task)
+            raise
         if waiting.error is not None:
             raise waiting.error
         return True
@@ -247,9 +257,9 @@ class SharedFlush:
             self._to_let_in -= 1
 
     def _let_go(self, task: trio.lowlevel.Task, waiting: _Waiting) -> None:
-        self._forget(task)
         if not waiting.to_send:
             trio.lowlevel.reschedule(task)
+        self._forget(task)
 
     def _wake(self) -> None:
         """Let in whoever fits, and wake those whose matter is over; and one to send, if need be."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import sys
 import weakref
 from typing import TYPE_CHECKING, NoReturn
@@ -19,6 +20,7 @@ from snaptun_trio import (
     SendBatchError,
     UdpBatchReceiver,
     UdpBatchSender,
+    _gathering,
     _sender,
 )
 from snaptun_trio._kernel import _portable
@@ -41,7 +43,7 @@ def _no_memory(*_: object, **__: object) -> NoReturn:
 class Unaddable(int):
     """A number that there is no memory to add to another."""
 
-    __radd__ = _no_memory
+    __add__ = __radd__ = _no_memory
 
 
 # -- sending
@@ -66,6 +68,61 @@ def test_a_packet_that_cannot_be_counted_is_not_queued(
     assert kernel.payloads == [b"before"] * queued + [b"after"]
     assert sender.is_empty
     check_law(sender)
+
+
+@pytest.mark.parametrize("queued", [0, 3])
+async def test_a_packet_that_was_not_queued_is_not_waited_for(
+    sender: UdpBatchSender, kernel: scripted.ScriptedKernel, queued: int
+) -> None:
+    for _ in range(queued):
+        sender.try_queue_packet(b"before", A)
+    with pytest.raises(MemoryError):
+        item = (b"never", 5, A, sender._queue.name(A), None)
+        sender._queue.put(item, Unaddable(1), owned=False)
+    await sender.flush()
+    assert kernel.payloads == [b"before"] * queued
+
+
+@pytest.mark.parametrize("queued", [0, 3])
+async def test_the_next_one_in_the_place_of_what_was_not_queued_is_somebodys(
+    sender: UdpBatchSender, kernel: scripted.ScriptedKernel, queued: int
+) -> None:
+    for _ in range(queued):
+        sender.try_queue_packet(b"before", A)
+    item = (b"never", 5, A, sender._queue.name(A), None)
+    with pytest.raises(MemoryError):
+        sender._queue.put(item, Unaddable(1), owned=False)
+    kernel.sends += [1] * bool(queued) + [-errno.EACCES] * 2
+    with pytest.raises(PermissionError):
+        await sender.send_packet(b"refused", A)
+
+
+def test_what_cannot_be_marked_as_nobodys_is_not_queued(
+    sender: UdpBatchSender, kernel: scripted.ScriptedKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(_gathering.Gathering, "disown", _no_memory)
+        with pytest.raises(MemoryError):
+            sender.try_queue_packet(b"never", A)
+    check_law(sender)
+    sender.try_queue_packet(b"after", A)
+    sender.try_flush_best_effort()
+    assert kernel.payloads == [b"after"]
+
+
+@pytest.mark.parametrize("queued", [0, 3])
+async def test_of_a_batch_all_or_nothing_is_queued(
+    sender: UdpBatchSender, kernel: scripted.ScriptedKernel, queued: int
+) -> None:
+    for _ in range(queued):
+        sender.try_queue_packet(b"before", A)
+    sender._queue.submitted = Unaddable(queued)
+    with pytest.raises(MemoryError):
+        await sender.send(PacketBatch([PacketTrain(b"never", 2, A)]))
+    sender._queue.submitted = queued
+    check_law(sender)
+    await sender.flush()
+    assert kernel.payloads == [b"before"] * queued
 
 
 @pytest.mark.parametrize("queued", [0, 3])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import attrs
 import pytest
@@ -414,3 +414,36 @@ def test_f54_control_c_anywhere_in_a_close_still_closes_it() -> None:
         interrupter.run(trio.run, main)
         assert check(channel).datagrams_discarded == 3
         assert route.forgotten == [channel]
+
+
+def _no_memory(*_: object) -> NoReturn:
+    raise MemoryError
+
+
+async def test_what_receive_packet_left_and_there_is_no_memory_to_pack_is_still_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    channel, source, _ = make()
+    source.put(3)
+    assert await channel.receive_packet() == b"0000"
+    with monkeypatch.context() as patch:
+        patch.setattr(PacketBatch, "pack", _no_memory)
+        with pytest.raises(MemoryError):
+            await channel.receive()
+    assert channel.statistics().datagrams_waiting == 2
+    assert list(await channel.receive()) == [(b"0001", PEER), (b"0002", PEER)]
+
+
+async def test_what_there_is_no_memory_to_take_apart_is_counted_as_discarded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    channel, source, _ = make()
+    source.put(3)
+    with monkeypatch.context() as patch:
+        patch.setattr(PacketBatch, "packets", _no_memory)
+        with pytest.raises(MemoryError):
+            await channel.receive_packet()
+    statistics = channel.statistics()
+    assert (statistics.datagrams_discarded, statistics.datagrams_delivered) == (3, 0)
+    source.put(1)
+    assert await channel.receive_packet() == b"0003"

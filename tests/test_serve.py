@@ -40,6 +40,7 @@ async def test_each_peer_has_a_handler_of_its_own_and_its_answers() -> None:
         ]
         seen = served.statistics()
         assert (seen.peers, seen.handlers, seen.peers_admitted) == (2, 2, 2)
+        assert [one.statistics().datagrams_sent for one in served.server.peers] == [2, 2]
         assert seen.datagrams_delivered == 4
         assert {one.address for one in served.server.peers} == {peer(1), peer(2)}
     assert served.server.local_address == ("192.0.2.1", 9000)
@@ -185,6 +186,47 @@ async def test_on_error_is_asked_about_a_peer_that_cannot_be_answered_too() -> N
     async with serving.server(echo_by_packet, sock, on_error=on_error) as served:
         seen = await served.feed((b"forged", peer(1)))
         assert (told, seen.peers_unreachable) == ([OSError], 1)
+
+
+@pytest.mark.parametrize("asked", [True, False])
+async def test_an_error_beside_a_cancellation_is_settled_like_any_other(asked: bool) -> None:
+    """The server is cancelled, one task of a handler heeds that, and another one meets an error."""
+    sock = ScriptedSocket()
+    sock.answer = lambda packets, address: errno.EHOSTUNREACH
+    told: list[BaseException] = []
+
+    async def speak(channel: UdpChannel) -> None:
+        with trio.CancelScope(shield=True):
+            await finish(channel)
+            await channel.send_packet(b"bye")
+
+    async def handler(channel: UdpChannel) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(speak, channel)
+            nursery.start_soon(trio.sleep_forever)
+
+    on_error = (lambda error, channel: told.append(error)) if asked else None
+    async with serving.server(handler, sock, on_error=on_error) as served:
+        await served.feed((b"x", peer(1)))
+    assert served.statistics().peers_unreachable == (not asked)
+    assert len(told) == asked
+    for error in told:
+        assert isinstance(error, ExceptionGroup)
+        assert [type(one) for one in error.exceptions] == [OSError]
+
+
+async def test_an_error_beside_a_cancellation_that_is_no_peers_goes_up() -> None:
+    async def handler(channel: UdpChannel) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.sleep_forever)
+            try:
+                await trio.sleep_forever()
+            finally:
+                fail()
+
+    with pytest.RaisesGroup(RefusedError):
+        async with serving.server(handler, ScriptedSocket()) as served:
+            await served.feed((b"x", peer(1)))
 
 
 async def test_another_error_of_the_same_kind_is_the_handlers_own() -> None:

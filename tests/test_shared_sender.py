@@ -1,20 +1,15 @@
-# Any number of tasks on one sender: whatever they do, and in whatever order they run, nothing is
-# stranded, nothing goes twice, each learns of its own refusals only, and each keeps its order.
+# Any number of tasks on one sender: nothing is stranded, each learns of its own refusals only, and
+# who waits for room is let in in turn. Whatever they do is in `test_shared_sender_model`.
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import random
 import sys
-from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any
 
-import attrs
 import pytest
 import trio
 import trio.testing
-from hypothesis import given, settings, strategies as st
 
 from snaptun_trio import (
     Address,
@@ -372,143 +367,29 @@ async def test_batches_for_one_peer_and_for_the_connected_one_keep_whom_they_are
     check_law(sender)
 
 
-# -- the model
+# -- who is told
 
 
-@attrs.frozen
-class Step:
-    """One call of one task."""
+async def test_among_trains_that_are_brought_together_each_learns_of_its_own(
+    sender: UdpBatchSender, kernel: scripted.ScriptedKernel
+) -> None:
+    """They leave peer by peer, and so in another order than that in which they came."""
 
-    call: str
-    peers: list[int]
-    cancel_after: int | None
-    """After how many turns of the scheduler the call is cancelled, `None` for never."""
-    delay: int
-    """How many turns of the scheduler the task waits first."""
+    def refuse(first: OutgoingMessage) -> int:
+        return -REFUSED if first.address == B else 1
 
-
-STEPS = st.builds(
-    Step,
-    st.sampled_from(["packet", "packet", "batch", "queue", "flush", "now"]),
-    st.lists(st.integers(0, 2), min_size=1, max_size=3),
-    st.sampled_from([None, None, None, 0, 1, 2, 5]),
-    st.integers(0, 3),
-)
+    kernel.sends += [refuse] * 20
+    sender.try_queue_train(PacketTrain(b"trains", 3, A))
+    async with trio.open_nursery() as tasks:
+        for number in range(6):
+            tasks.start_soon(_send, sender, number, B if number % 2 else A)
+    assert sorted(kernel.payloads) == [b"0", b"2", b"4", b"ins", b"tra"]
 
 
-def left(trains: list[PacketTrain]) -> set[bytes]:
-    """What a call did not submit, or was refused."""
-    return {bytes(train.data) for train in trains}
-
-
-class Model:
-    """Tasks on one sender, and what each of them was told."""
-
-    def __init__(self, sender: UdpBatchSender, kernel: scripted.ScriptedKernel) -> None:
-        self.sender = sender
-        self.kernel = kernel
-        self.returned: set[bytes] = set()
-        self.refused: Counter[bytes] = Counter()
-        self.order: defaultdict[tuple[int, Address | None], list[bytes]] = defaultdict(list)
-
-    async def tick(self, turns: int, scope: trio.CancelScope) -> None:
-        for _ in range(turns):
-            await trio.lowlevel.checkpoint()
-        scope.cancel()
-
-    async def task(self, number: int, steps: list[Step]) -> None:
-        for index, step in enumerate(steps):
-            for _ in range(step.delay):
-                await trio.lowlevel.checkpoint()
-            packets = [b"%d.%d.%d" % (number, index, n) for n in range(len(step.peers))]
-            await self.step(number, step, packets)
-
-    async def step(self, number: int, step: Step, packets: list[bytes]) -> None:
-        trains = [
-            PacketTrain(packet, len(packet), PEERS[peer])
-            for packet, peer in zip(packets, step.peers)
-        ]
-        trains = {"packet": trains[:1], "batch": trains, "queue": trains}.get(step.call, [])
-        for train in trains:
-            self.order[number, train.address].append(bytes(train.data))
-        own = {bytes(train.data) for train in trains}
-        async with trio.open_nursery() as helper:
-            with trio.CancelScope() as scope:
-                if step.cancel_after is not None:
-                    helper.start_soon(self.tick, step.cancel_after, scope)
-                try:
-                    await self.call(step, trains)
-                    self.returned |= own - left(trains)
-                except PermissionError:
-                    self.told(own, own if step.call == "packet" else set())
-                except SendBatchError as error:
-                    told = {bytes(failure.train.data) for failure in error.failures}
-                    self.told(told, own if step.call == "batch" else None)
-                    self.returned |= own - told - (left(trains) if step.call == "queue" else set())
-                except trio.WouldBlock:
-                    pass
-                helper.cancel_scope.cancel()
-
-    async def call(self, step: Step, trains: list[PacketTrain]) -> None:
-        match step.call:
-            case "packet":
-                await self.sender.send_packet(bytes(trains[0].data), trains[0].address)
-                trains.clear()
-            case "batch":
-                await self.sender.send(PacketBatch(tuple(trains)))
-                trains.clear()
-            case "queue":
-                while trains and not self.sender.is_full:
-                    train = trains.pop(0)
-                    self.sender.try_queue_packet(bytes(train.data), train.address)
-                await self.sender.flush()
-            case "now":
-                await trio.lowlevel.checkpoint()
-                self.sender.try_flush_best_effort()
-            case _:
-                await self.sender.flush()
-
-    def told(self, refused: set[bytes], own: set[bytes] | None) -> None:
-        self.refused.update(refused)
-        assert own is None or refused <= own, "told of another task's refusal"
-
-
-@settings(max_examples=60)
-@given(
-    st.lists(st.lists(STEPS, min_size=1, max_size=4), min_size=1, max_size=6),
-    st.lists(st.sampled_from([1, 2, 9, -errno.EAGAIN, -errno.EAGAIN, -REFUSED]), max_size=30),
-    st.integers(0, 2**32),
-)
-def test_any_tasks_in_any_order(tasks: list[list[Step]], answers: list[int], seed: int) -> None:
-    with pytest.MonkeyPatch.context() as patch, contextlib.closing(ends.bound_socket()) as sock:
-        kernel = scripted.install(patch)
-        chance = random.Random(seed)
-        # Which of the tasks that can run runs first is trio's own random choice.
-        patch.setattr("trio._core._run._r", chance)
-        kernel.sends += answers
-        kernel.waits.always_writable = True
-        sender = UdpBatchSender(sock, batch_size=4)
-        model = Model(sender, kernel)
-
-        async def main() -> None:
-            async with trio.open_nursery() as nursery:
-                for number, steps in enumerate(tasks):
-                    nursery.start_soon(model.task, number, steps)
-            try:  # what cancelled calls left
-                await sender.flush()
-            except SendBatchError as error:
-                model.told({bytes(failure.train.data) for failure in error.failures}, None)
-
-        trio.run(main)
-        check_law(sender)
-        assert sender.is_empty
-        sent = Counter(kernel.payloads)
-        assert set(sent.values()) <= {1}, "sent twice"
-        assert set(model.refused.values()) <= {1}, "told twice"
-        assert not sent.keys() & model.refused.keys(), "sent, and told to be refused"
-        assert model.returned <= sent.keys() | model.refused.keys(), "returned, and never sent"
-        assert sender.statistics().datagrams_failed == model.refused.total()
-        for (_, address), packets in model.order.items():
-            went = [payload for payload, peer in kernel.sent if peer == address]
-            own = [packet for packet in went if packet in packets]
-            assert own == [packet for packet in packets if packet in own], "out of order"
+async def _send(sender: UdpBatchSender, number: int, address: Address) -> None:
+    try:
+        await sender.send_packet(b"%d" % number, address)
+    except PermissionError:
+        assert address == B
+    else:
+        assert address == A
