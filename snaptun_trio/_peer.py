@@ -153,7 +153,9 @@ class PeerChannel(UdpChannel):
             self.note_way(batch)
             return batch
         if self._ended:
-            raise trio.EndOfChannel
+            end = trio.EndOfChannel("nothing more will come from this peer")
+            end._channel = self  # type: ignore[attr-defined]  # for `is_about_this`
+            raise end
         return None
 
     def _abort(self, _: object) -> trio.lowlevel.Abort:
@@ -200,10 +202,11 @@ class PeerChannel(UdpChannel):
         return payload, len(payload), self._address, self._name, self._way
 
     def _refused(self, error: OSError | SendBatchError) -> None:
-        error._channel = self  # type: ignore[union-attr]  # for `has_refused`
+        error._channel = self  # type: ignore[union-attr]  # for `is_about_this`
 
-    def has_refused(self, error: BaseException) -> bool:
-        """Whether an error says that something could not be sent to this peer, and nothing else."""
+    def is_about_this(self, error: BaseException) -> bool:
+        """Whether an error says what became of this peer, and nothing else: that something could
+        not be sent to it, or that it has gone."""
         return all(getattr(leaf, "_channel", None) is self for leaf in leaves_of(error))
 
     def _path_mtu(self) -> int:

@@ -87,10 +87,11 @@ async def serve_udp(  # noqa: ASYNC910
     the channel, is forgotten; what it sends later is a new peer's.
 
     **Errors**: as with `trio.serve_tcp`, an exception of a handler ends the nursery that it runs
-    in, and so everything, unless there is ``on_error``. But for one: that the kernel refuses what
-    is sent to the peer, which anybody can bring about with a forged source address. Where a handler
-    lets that through, it ends the peer only, is counted, and logged to the logger ``snaptun_trio``
-    at most once a minute for each errno.
+    in, and so everything, unless there is ``on_error``. But for two, which any stranger can bring
+    about, and which end the peer only. That the kernel refuses what is sent to it (the source
+    address may be forged) is counted, and without ``on_error`` logged to the logger
+    ``snaptun_trio``, at most once a minute for each errno. `trio.EndOfChannel` of its channel is
+    how a handler ends that only ever asks for the next packet.
 
     **On a wildcard address** answers leave from the address that was asked.
 

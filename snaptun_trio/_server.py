@@ -230,11 +230,14 @@ class UdpServer:
 
     def _settles(self, error: Exception, peer: PeerChannel) -> bool:
         """See to what a handler raised. Returns whether it ends the peer only."""
-        unreachable = peer.has_refused(error)
-        self._peers_unreachable += unreachable
+        about_peer = peer.is_about_this(error)
+        gone = about_peer and all(isinstance(leaf, trio.EndOfChannel) for leaf in leaves_of(error))
+        if gone:  # which is how a handler that only asks for the next packet ends
+            return True
+        self._peers_unreachable += about_peer
         if self._on_error is not None:
             self._ask_about(error, peer)
-        elif unreachable:
+        elif about_peer:
             self._log_unreachable(peer, error)
         else:
             return False

@@ -160,6 +160,11 @@ async def echo_in_a_task(channel: UdpChannel) -> None:
             nursery.start_soon(channel.send, batch)
 
 
+async def echo_by_packet_in_a_task(channel: UdpChannel) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(echo_by_packet, channel)
+
+
 @pytest.mark.parametrize("handler", [echo, echo_by_packet, echo_in_a_task])
 async def test_a_peer_that_cannot_be_answered_ends_nobody_but_itself(
     handler: Callable[[UdpChannel], Awaitable[None]], caplog: pytest.LogCaptureFixture
@@ -208,7 +213,7 @@ async def test_an_error_beside_a_cancellation_is_settled_like_any_other(asked: b
     on_error = (lambda error, channel: told.append(error)) if asked else None
     async with serving.server(handler, sock, on_error=on_error) as served:
         await served.feed((b"x", peer(1)))
-    assert served.statistics().peers_unreachable == (not asked)
+    assert served.statistics().peers_unreachable == 1
     assert len(told) == asked
     for error in told:
         assert isinstance(error, ExceptionGroup)
@@ -227,6 +232,36 @@ async def test_an_error_beside_a_cancellation_that_is_no_peers_goes_up() -> None
     with pytest.RaisesGroup(RefusedError):
         async with serving.server(handler, ScriptedSocket()) as served:
             await served.feed((b"x", peer(1)))
+
+
+@pytest.mark.parametrize("handler", [echo_by_packet, echo_by_packet_in_a_task])
+async def test_a_peers_silence_ends_nobody_but_itself(
+    handler: Callable[[UdpChannel], Awaitable[None]], autojump_clock: trio.testing.MockClock
+) -> None:
+    """A handler that only ever asks for the next packet is told that there is none."""
+    async with serving.server(handler, ScriptedSocket(), idle_timeout=5) as served:
+        await served.feed((b"a", peer(1)))
+        await trio.sleep(4)
+        await served.feed((b"b", peer(2)))
+        await trio.sleep(2)
+        seen = served.statistics()
+        assert (seen.peers, seen.handlers, seen.peers_expired, seen.peers_unreachable) == (
+            1,
+            1,
+            1,
+            0,
+        )
+
+
+async def test_the_end_of_another_channel_is_the_handlers_own() -> None:
+    sock = ScriptedSocket()
+    sock.receives.append(PacketBatch.pack([(b"x", peer(1))]))
+
+    async def handler(channel: UdpChannel) -> None:
+        raise trio.EndOfChannel
+
+    with pytest.raises(trio.EndOfChannel):
+        await serve_udp(handler, sock)
 
 
 async def test_another_error_of_the_same_kind_is_the_handlers_own() -> None:

@@ -40,13 +40,21 @@ def worker(port: int) -> Iterator[subprocess.Popen[str]]:
 
 @pytest.fixture
 def port() -> Iterator[int]:
-    """A port of nobody else's. The socket that keeps it is no worker: it hears one peer only."""
-    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as keeper:
-        keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    """A port of nobody else's. What keeps it are no workers: each hears one peer only."""
+    with (
+        socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as keeper,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other,
+    ):
+        for sock in (keeper, other):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         keeper.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         keeper.bind(("::", 0))
+        port = keeper.getsockname()[1]
+        # Before the first one is connected: from then on it keeps the port on ::1 only.
+        other.bind(("0.0.0.0", port))
+        other.connect(("127.0.0.1", 9))
         keeper.connect(("::1", 9))
-        yield keeper.getsockname()[1]
+        yield port
 
 
 @pytest.fixture
