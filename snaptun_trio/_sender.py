@@ -202,8 +202,6 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
         asked = None if way == _NOTHING_ASKED else way
         self._queue.put((data, train.segment_size, address, name, asked), datagrams, owned=False)
 
-    # -- sending
-
     @trio.lowlevel.enable_ki_protection
     async def send_packet(
         self,
@@ -310,8 +308,7 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
             raise SendBatchError(failures)
 
     async def _send(self, pending: PendingSend, submission: Submission) -> None:
-        """For the pump, too: what becomes of a batch is in ``submission``, nothing is raised of
-        it."""
+        """For the pump: what becomes of a batch is in ``submission``, nothing is raised of it."""
         await self._shared.send_batch(pending, submission)
 
     def _way_to(self, address: Address, way: Way | None) -> bytes | None:
