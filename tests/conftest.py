@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import hypothesis
 import pytest
 
-from . import ends, hanging, scripted, system_calls
+from . import ends, groups, hanging, scripted, system_calls
 
 if TYPE_CHECKING:
     import socket
@@ -126,3 +126,11 @@ def pair(backend: str, udp: ends.MakeSocket) -> Iterator[ends.Pair]:
 def kernel(monkeypatch: pytest.MonkeyPatch) -> scripted.ScriptedKernel:
     """A scripted kernel for whatever is made from here on: nothing comes, and all sends go."""
     return scripted.install(monkeypatch)
+
+
+@pytest.fixture(params=groups.POLLERS)
+def poller(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Run the test with each poller: whatever group is made from here on uses it."""
+    name: str = request.param
+    groups.use_poller(monkeypatch, name)
+    return name

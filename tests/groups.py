@@ -7,6 +7,7 @@ import select
 from typing import TYPE_CHECKING
 
 import pytest
+import trio
 
 from snaptun_trio import _receiver_group
 from snaptun_trio._kernel import _poller
@@ -16,6 +17,8 @@ from . import ends
 if TYPE_CHECKING:
     import socket
     from collections.abc import Iterator
+
+    from snaptun_trio import UdpBatchReceiver, UdpReceiverGroup
 
     from . import scripted
 
@@ -55,3 +58,14 @@ def many_sockets(count: int) -> Iterator[list[socket.socket]]:
     """So many bound sockets with small buffers, where the system allows it."""
     with room_for(count), contextlib.ExitStack() as stack:
         yield [stack.enter_context(ends.bound_socket(receive_buffer=16_384)) for _ in range(count)]
+
+
+def send(peer: socket.socket, packet: bytes, to: socket.socket) -> None:
+    peer.sendto(packet, to.getsockname())
+    ends.wait_until_readable(to)
+
+
+async def receive(group: UdpReceiverGroup) -> tuple[UdpBatchReceiver, list[bytes]]:
+    with trio.fail_after(ends.PATIENCE):
+        receiver, batch = await group.receive()
+    return receiver, [packet for packet, _ in batch]
