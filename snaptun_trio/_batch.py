@@ -16,7 +16,7 @@ from typing import (
 
 from ._brief import type_names
 from ._losses import ReceiveLosses
-from ._messages import PER_TRAIN_ADDRESS, Messages, Recipient, TrainMessages
+from ._messages import PER_TRAIN_ADDRESS, Messages, Recipient, TrainMessages, over
 from ._packing import packed
 from ._train import Address, AddressT_co, PacketTrain
 
@@ -216,6 +216,22 @@ def merged(batches: Sequence[PacketBatch]) -> PacketBatch:
     if all(batch._messages.plain for batch in batches):
         return PacketBatch.pack([pair for batch in batches for pair in batch.packets()])
     return PacketBatch([train for batch in batches for train in batch.trains])
+
+
+def part_of(batch: PacketBatch[AddressT_co], start: int, stop: int) -> PacketBatch[AddressT_co]:
+    """Its datagrams from ``start`` to before ``stop``, as indices; over the same memory."""
+    if start <= 0 and stop >= len(batch):
+        return batch
+    kept: list[PacketTrain[AddressT_co]] = []
+    for train in batch.trains:
+        count, size = len(train), train.segment_size
+        first, end = max(start, 0), min(stop, count)
+        if (first, end) == (0, count):
+            kept.append(train)
+        elif first < end:
+            kept.append(over(train, train.data[first * size : end * size]))
+        start, stop = start - count, stop - count
+    return PacketBatch(kept)
 
 
 def first_train(batch: PacketBatch[AddressT_co]) -> PacketTrain[AddressT_co]:

@@ -16,9 +16,10 @@ from ._batch import PacketBatch
 from ._brief import brief
 from ._closing import Closing
 from ._errors import SendBatchError
+from ._statistics import ChannelStatistics
 
 if TYPE_CHECKING:
-    from ._statistics import ChannelStatistics
+    from ._statistics import ReceiverStatistics, SenderStatistics
     from ._train import Address, Packet
 
 
@@ -218,6 +219,29 @@ class UdpChannel(Closing, trio.abc.Channel[PacketBatch]):
 
     def _refused(self, error: OSError | SendBatchError) -> None:
         """What was sent was refused, and the program is told so by this error."""
+
+    def _counted(
+        self,
+        *,
+        received: int,
+        waiting: int,
+        sent: int,
+        dropped: int = 0,
+        receiver: ReceiverStatistics | None = None,
+        sender: SenderStatistics | None = None,
+    ) -> ChannelStatistics:
+        """The snapshot: ``waiting`` is without what `receive_packet` left."""
+        waiting += len(self._left)
+        return ChannelStatistics(
+            datagrams_received=received,
+            datagrams_delivered=received - waiting - dropped - self._discarded,
+            datagrams_waiting=waiting,
+            datagrams_dropped=dropped,
+            datagrams_discarded=self._discarded,
+            datagrams_sent=sent,
+            receiver=receiver,
+            sender=sender,
+        )
 
     def _discard_left(self) -> None:
         self._discarded += len(self._left)

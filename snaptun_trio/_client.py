@@ -15,12 +15,12 @@ from ._kernel._sockets import close_socket, path_mtu
 from ._receiver import UdpBatchReceiver
 from ._sender import UdpBatchSender
 from ._sockets import DEFAULT_BUFFER, open_udp_socket
-from ._statistics import ChannelStatistics
 from ._train import check_flags, check_int
 
 if TYPE_CHECKING:
     from ._batch import PacketBatch
     from ._sockets import Local
+    from ._statistics import ChannelStatistics
     from ._train import Address, Packet
 
 
@@ -73,17 +73,13 @@ class ClientChannel(UdpChannel):
         return path_mtu(self._address)
 
     def statistics(self) -> ChannelStatistics:
-        received = self._receiver.statistics()
-        waiting = len(self._left) + received.datagrams_held
-        return ChannelStatistics(
-            datagrams_received=received.datagrams_received,
-            datagrams_delivered=received.datagrams_received - waiting - self._discarded,
-            datagrams_waiting=waiting,
-            datagrams_dropped=0,
-            datagrams_discarded=self._discarded,
-            datagrams_sent=self._sender.statistics().datagrams_sent,
-            receiver=received,
-            sender=self._sender.statistics(),
+        receiver, sender = self._receiver.statistics(), self._sender.statistics()
+        return self._counted(
+            received=receiver.datagrams_received,
+            waiting=receiver.datagrams_held,
+            sent=sender.datagrams_sent,
+            receiver=receiver,
+            sender=sender,
         )
 
     def _close(self) -> None:

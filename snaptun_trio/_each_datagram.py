@@ -1,4 +1,4 @@
-# A handler for each datagram: how it is called, and what is left when it raises.
+# A handler for each datagram: how it is called.
 #
 # This file must not know receivers.
 
@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from ._batch import PacketBatch
-from ._messages import over
 from ._plain import check_result
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from ._train import Address, PacketTrain
+    from ._train import Address
 
 
 @trio.lowlevel.disable_ki_protection
@@ -32,20 +30,3 @@ def call_for_each(
     for result in starmap(handler, datagrams):
         if result is not None:
             check_result("handler", result)
-
-
-def rest_of(batch: PacketBatch[Address], skipped: int) -> PacketBatch[Address]:
-    """The batch without its first ``skipped`` datagrams."""
-    if not skipped:
-        return batch
-    kept: list[PacketTrain[Address]] = []
-    for train in batch.trains:
-        count = len(train)
-        if skipped >= count:
-            skipped -= count
-            continue
-        if skipped:
-            train = over(train, train.data[skipped * train.segment_size :])
-            skipped = 0
-        kept.append(train)
-    return PacketBatch(kept)

@@ -23,16 +23,13 @@ from ._errors import SendBatchError, SendFailure
 from ._rare_log import RareLog
 from ._send_queue import Submission
 from ._sender import UdpBatchSender
+from ._shared_flush import MANY
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from ._send_queue import PendingSend
     from ._train import PacketTrain
-
-
-# What has fewer datagrams is sent together with what stands beside it.
-_SMALL = 16
 
 
 class UnderWay(NamedTuple):
@@ -124,11 +121,6 @@ class Outlet(ABC):
         """Discard what is under way."""
         self._settle()
 
-    def discard(self, batch: PacketBatch) -> None:
-        """Enter a batch that was given and will never be sent."""
-        self.batches_discarded += 1
-        self._discarded += len(batch)
-
     def _settle(self) -> None:
         """Close the account of what was under way. What was neither sent nor refused is lost."""
         under_way, self.under_way = self.under_way, []
@@ -183,7 +175,7 @@ class SenderOutlet(Outlet):
         if len(batches) == 1:
             return super()._given(batches)
         given: list[UnderWay] = []
-        for small, some in groupby(batches, lambda batch: len(batch) < _SMALL):
+        for small, some in groupby(batches, lambda batch: len(batch) < MANY):
             run = list(some)
             given += (
                 [UnderWay(merged(run), Submission(), len(run))] if small else super()._given(run)
@@ -191,12 +183,12 @@ class SenderOutlet(Outlet):
         return given
 
     async def _send(self, one: UnderWay) -> None:
-        await self._sender._send(self._accept(*one[:2]), one.submission)
+        await self._sender._shared.send_batch(self._accept(*one[:2]), one.submission)
 
     def send_at_once(self, batch: PacketBatch) -> bool:
         submission = Submission()
         try:
-            self._sender._send_nowait(self._accept(batch, submission), submission)
+            self._sender._shared.send_batch_now(self._accept(batch, submission), submission)
         except trio.WouldBlock:
             return False
         except BaseException:

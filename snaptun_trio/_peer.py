@@ -11,20 +11,19 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
-from ._batch import PacketBatch, batch_of, first_train
+from ._batch import PacketBatch, first_train, part_of
 from ._channel import UdpChannel
 from ._errors import SendBatchError
 from ._groups import leaves_of
 from ._kernel._sockets import path_mtu
-from ._messages import TrainMessages, over
 from ._shared_flush import is_small
-from ._statistics import ChannelStatistics
 from ._submitted import payload_of
 from ._train import Address, make_train, way_back
 
 if TYPE_CHECKING:
     from ._gathering import Item
     from ._sender import UdpBatchSender
+    from ._statistics import ChannelStatistics
     from ._train import Packet, Way
 
 
@@ -95,7 +94,7 @@ class PeerChannel(UdpChannel):
         handed = 0 if self._handed is None else len(self._handed)
         room = self._route._most_waiting - self._waiting - handed - len(self._left)
         if len(batch) > room:
-            fitting = _beginning(batch, room)
+            fitting = part_of(batch, 0, room)
             self._dropped += len(batch) - len(fitting)
             batch = fitting
         if batch:
@@ -163,18 +162,20 @@ class PeerChannel(UdpChannel):
         return trio.lowlevel.Abort.SUCCEEDED
 
     async def _send(self, batch: PacketBatch) -> None:
-        if self._way is None and not is_small(batch):
-            await self._send_whole(batch.to(self._address))
-        elif is_small(batch):
+        if is_small(batch):
             items = [self._item(packet) for packet, _ in batch.packets()]
             failures = await self._route._sender._shared.send_items(items)
             self._sent += len(items) - len(failures)
             if failures:
                 raise SendBatchError(failures)
+        elif self._way is None:
+            await self._send_whole(batch.to(self._address))
         else:
-            way = self._way or ()
+            _, host, interface = self._way
             trains = [
-                make_train(train.data, train.segment_size, self._address, train.ecn, *way[1:])
+                make_train(
+                    train.data, train.segment_size, self._address, train.ecn, host, interface
+                )
                 for train in batch.trains
             ]
             await self._send_whole(PacketBatch(trains))
@@ -214,15 +215,11 @@ class PeerChannel(UdpChannel):
 
     def statistics(self) -> ChannelStatistics:
         handed = 0 if self._handed is None else len(self._handed)
-        left = len(self._left)
-        waiting = self._waiting + handed + left
-        return ChannelStatistics(
-            datagrams_received=self._received,
-            datagrams_delivered=self._received - waiting - self._dropped - self._discarded,
-            datagrams_waiting=waiting,
-            datagrams_dropped=self._dropped,
-            datagrams_discarded=self._discarded,
-            datagrams_sent=self._sent,
+        return self._counted(
+            received=self._received,
+            waiting=self._waiting + handed,
+            dropped=self._dropped,
+            sent=self._sent,
         )
 
     def _close(self) -> None:
@@ -235,18 +232,4 @@ class PeerChannel(UdpChannel):
         self._route._forget(self)
 
 
-def _beginning(batch: PacketBatch[Address], most: int) -> PacketBatch[Address]:
-    """As many datagrams of a batch as there is room for."""
-    kept = []
-    for train in batch.trains if most > 0 else ():
-        if len(train) > most:
-            kept.append(over(train, train.data[: most * train.segment_size]))
-            break
-        kept.append(train)
-        most -= len(train)
-        if not most:
-            break
-    return PacketBatch(kept)
-
-
-_NOTHING: PacketBatch[Address] = batch_of(TrainMessages([], [], []))
+_NOTHING: PacketBatch[Address] = PacketBatch(())

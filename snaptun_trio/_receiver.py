@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, final
 
 import trio
 
-from ._batch import PacketBatch, batch_of
+from ._batch import PacketBatch, batch_of, part_of
 from ._brief import brief
 from ._closing import Closing
-from ._each_datagram import call_for_each, rest_of
+from ._each_datagram import call_for_each
 from ._kernel import _errnos, socket_io
 from ._kernel._abi import MAX_BATCH_SIZE
 from ._kernel._sockets import switched_off
@@ -265,7 +265,7 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch[Address]]):
                 left = length_hint(datagrams)
         except BaseException:
             if left:
-                self._held = rest_of(batch, len(batch) - left)
+                self._held = part_of(batch, len(batch) - left, len(batch))
             raise
 
     def statistics(self) -> ReceiverStatistics:

@@ -302,14 +302,10 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
             )
         else:
             pending, submission = self._accept(value), Submission()
-            await self._send(pending, submission)
+            await self._shared.send_batch(pending, submission)
             failures = submission.failures
         if failures:
             raise SendBatchError(failures)
-
-    async def _send(self, pending: PendingSend, submission: Submission) -> None:
-        """For the pump: what becomes of a batch is in ``submission``, nothing is raised of it."""
-        await self._shared.send_batch(pending, submission)
 
     def _way_to(self, address: Address, way: Way | None) -> bytes | None:
         """For a channel: the raw name of its peer, after a look at how packets for it leave."""
@@ -330,13 +326,9 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
           trio.ClosedResourceError, TypeError, ValueError, OSError: see `send`.
         """
         pending, submission = self._accept(value), Submission()
-        self._send_nowait(pending, submission)
+        self._shared.send_batch_now(pending, submission)
         self._flush.disown(submission)
         self._raise_unclaimed()
-
-    def _send_nowait(self, pending: PendingSend, submission: Submission) -> None:
-        """`send_nowait`, for the pump; see `_send`."""
-        self._shared.send_batch_now(pending, submission)
 
     def statistics(self) -> SenderStatistics:
         """A snapshot of what the sender has counted; afterwards too, when it is closed."""

@@ -155,7 +155,9 @@ class Model:
         """As a pump does it, which takes back what is left when it is cancelled."""
         submission = Submission()
         try:
-            await self.sender._send(self.sender._accept(PacketBatch(tuple(trains))), submission)
+            await self.sender._shared.send_batch(
+                self.sender._accept(PacketBatch(tuple(trains))), submission
+            )
         except BaseException:
             self.sender._withdraw(submission)
             assert submission.waiting == 0

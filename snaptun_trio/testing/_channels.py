@@ -14,12 +14,12 @@ import trio
 
 from .._batch import PacketBatch
 from .._channel import UdpChannel
-from .._statistics import ChannelStatistics
 from .._train import Address, PacketTrain, check_address, check_int
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from .._statistics import ChannelStatistics
     from .._train import Packet
 
 # What an Ethernet carries, less the headers of IPv6 and UDP.
@@ -60,14 +60,11 @@ class MemoryChannel(UdpChannel):
 
     def statistics(self) -> ChannelStatistics:
         """What this end has counted. What is on its way to it has been received, and waits."""
-        waiting = len(self._inbox) + len(self._left)
-        return ChannelStatistics(
-            datagrams_received=self._received,
-            datagrams_delivered=self._received - waiting - self._dropped - self._discarded,
-            datagrams_waiting=waiting,
-            datagrams_dropped=self._dropped,
-            datagrams_discarded=self._discarded,
-            datagrams_sent=self._other._received,
+        return self._counted(
+            received=self._received,
+            waiting=len(self._inbox),
+            dropped=self._dropped,
+            sent=self._other._received,
         )
 
     def _close(self) -> None:
