@@ -25,6 +25,8 @@ from ._pool import PacketBufPool
 from ._pump import BatchPump
 from ._receiver import UdpBatchReceiver
 from ._receiver_group import UdpReceiverGroup
+from ._relay import UdpRelay
+from ._relay_statistics import RelayFlow, RelayStatistics
 from ._sender import UdpBatchSender
 from ._serve import serve_udp
 from ._server import UdpServer
@@ -60,6 +62,8 @@ __all__ = [
     "ReceiverFailedError",
     "ReceiverGroupError",
     "ReceiverStatistics",
+    "RelayFlow",
+    "RelayStatistics",
     "SendBatchError",
     "SendFailure",
     "SenderStatistics",
@@ -68,6 +72,7 @@ __all__ = [
     "UdpBatchSender",
     "UdpChannel",
     "UdpReceiverGroup",
+    "UdpRelay",
     "UdpServer",
     "__version__",
     "backend",

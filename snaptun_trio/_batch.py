@@ -18,12 +18,12 @@ from ._brief import type_names
 from ._losses import ReceiveLosses
 from ._messages import PER_TRAIN_ADDRESS, Messages, Recipient, TrainMessages, over
 from ._packing import packed
-from ._train import Address, AddressT_co, PacketTrain
+from ._train import Address, AddressT_co, PacketTrain, make_train
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from ._train import Packet
+    from ._train import Packet, Way
 
 
 @final
@@ -209,6 +209,17 @@ def batch_of(messages: Messages, recipient: Recipient = PER_TRAIN_ADDRESS) -> Pa
 def messages_of(batch: PacketBatch) -> tuple[Messages, Recipient]:
     """What a batch is made of: its messages, and whom all of them are for instead."""
     return batch._messages, batch._recipient
+
+
+def addressed(batch: PacketBatch, address: Address, way: Way | None) -> PacketBatch:
+    """A whole batch for one peer, that leaves from an address of ours if ``way`` names one."""
+    if way is None:
+        return batch.to(address)
+    _, host, interface = way
+    return PacketBatch(
+        make_train(train.data, train.segment_size, address, train.ecn, host, interface)
+        for train in batch.trains
+    )
 
 
 def merged(batches: Sequence[PacketBatch]) -> PacketBatch:

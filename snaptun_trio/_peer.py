@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
-from ._batch import PacketBatch, first_train, part_of
+from ._batch import PacketBatch, addressed, first_train, part_of
 from ._channel import UdpChannel
 from ._errors import SendBatchError
 from ._groups import leaves_of
 from ._kernel._sockets import path_mtu
 from ._shared_flush import is_small
 from ._submitted import payload_of
-from ._train import Address, make_train, way_back
+from ._train import Address, way_back
 
 if TYPE_CHECKING:
     from ._gathering import Item
@@ -168,17 +168,8 @@ class PeerChannel(UdpChannel):
             self._sent += len(items) - len(failures)
             if failures:
                 raise SendBatchError(failures)
-        elif self._way is None:
-            await self._send_whole(batch.to(self._address))
         else:
-            _, host, interface = self._way
-            trains = [
-                make_train(
-                    train.data, train.segment_size, self._address, train.ecn, host, interface
-                )
-                for train in batch.trains
-            ]
-            await self._send_whole(PacketBatch(trains))
+            await self._send_whole(addressed(batch, self._address, self._way))
 
     async def _send_whole(self, batch: PacketBatch) -> None:
         try:

@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from itertools import groupby
 from operator import attrgetter
 from typing import TYPE_CHECKING, final
@@ -17,6 +16,7 @@ import trio
 
 from ._batch import PacketBatch, batch_of, messages_of
 from ._errors import SendBatchError
+from ._expiry import let_go_of_the_silent
 from ._groups import leaves_of
 from ._kernel._sockets import close_socket
 from ._peer import PeerChannel
@@ -261,18 +261,12 @@ class UdpServer:
         """For the peer: its handler has done with it."""
         self._table.remove(peer)
 
-    async def _let_go_of_the_silent(self) -> None:  # noqa: ASYNC910
-        if self._idle_timeout == math.inf:
-            return  # noqa: ASYNC910
-        while True:
-            # Nobody is silent for long enough before, whoever comes meanwhile.
-            since = min(self._table.longest_silent(), trio.current_time())
-            await trio.sleep_until(since + self._idle_timeout)
-            # What was added and is subtracted again may be less than it was.
-            moment = max(since, trio.current_time() - self._idle_timeout)
-            for peer in self._table.silent_since(moment):
-                self._peers_expired += 1
-                self._let_go(peer)
+    async def _let_go_of_the_silent(self) -> None:
+        await let_go_of_the_silent(self._table, self._idle_timeout, self._expire)
+
+    def _expire(self, peer: PeerChannel) -> None:
+        self._peers_expired += 1
+        self._let_go(peer)
 
     def _stop(self) -> None:
         """Receive nothing more. Handlers that still run may send to the end."""

@@ -123,8 +123,13 @@ class SharedFlush:
         await self._have_a_turn(self._queue.datagrams)
         await self._until_over(number)
 
-    def send_batch_now(self, pending: PendingSend, submission: Submission) -> None:
+    def send_batch_now(
+        self, pending: PendingSend, submission: Submission, refused: int = 0
+    ) -> None:
         """Send a batch as far as the socket takes it. No checkpoint.
+
+        Args:
+          refused: with which errno it was refused already, 0 for none.
 
         Raises:
           trio.WouldBlock: it takes nothing. Nothing of the batch was accepted.
@@ -133,6 +138,8 @@ class SharedFlush:
         if queue.datagrams and self.now() is not FlushStatus.DONE:
             raise trio.WouldBlock
         queue.add(pending, submission)
+        if refused:
+            self._flush.note_refusal(pending, refused)
         if self.now() is FlushStatus.BLOCKED and pending.place == (0, 0):
             queue.take_back(pending)
             # It is not told twice, and nobody else will ever know of it.

@@ -73,19 +73,19 @@ async def open_udp_socket(
         UDP socket, or this system has no SO_REUSEPORT.
     """
     options = _checked(reuse_port, receive_buffer, send_buffer, fragment)
-    _check("local", local)
-    _check("remote", remote)
+    check_where("local", local)
+    check_where("remote", remote)
     if isinstance(local, int) and reuse_port:
         raise ValueError(f"reuse_port=True: the socket of local={local} is bound already")
     await trio.lowlevel.checkpoint()
-    remotes = [] if remote is None else await _resolve("remote", remote)
+    remotes = [] if remote is None else await resolve("remote", remote)
     if isinstance(local, int):
         return adopt_socket(local, remotes, options)
     host, port = (None, 0) if local is None else local[:2]
     if local is None or host is None:
         pairs = _on_every_address(port, remotes)
     else:
-        pairs = _pairs(await _resolve("local", local), remotes)
+        pairs = _pairs(await resolve("local", local), remotes)
         if not pairs:
             raise ValueError(
                 f"local={brief(local)} and remote={brief(remote)} are of different families"
@@ -132,7 +132,7 @@ def _checked(
     return SocketOptions(reuse_port, receive_buffer, send_buffer, fragment)
 
 
-def _check(name: str, where: object) -> None:
+def check_where(name: str, where: object) -> None:
     """Make sure that an argument looks like an address, or for ``local`` like a descriptor."""
     if where is None:
         return
@@ -154,7 +154,7 @@ def _check(name: str, where: object) -> None:
         raise ValueError(f"remote={brief(where)}: nothing can be sent to port 0")
 
 
-async def _resolve(name: str, where: tuple[object, ...]) -> list[Address]:
+async def resolve(name: str, where: tuple[object, ...]) -> list[Address]:
     """The numeric addresses of a host, each once, in the resolver's order."""
     host, port = where[:2]
     assert isinstance(host, str)

@@ -223,3 +223,13 @@ def is_wildcard(sock: Socket) -> bool:
 def switched_off(offload: str) -> bool:
     """Whether the operator switched "GSO" or "GRO" off in the environment."""
     return os.environ.get(f"SNAPTUN_TRIO_{offload}") == "0"
+
+
+def descriptor_limit() -> int | None:
+    """How many descriptors this process may have open; `None` where the system does not say."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return None if limit == resource.RLIM_INFINITY else limit

@@ -1,0 +1,36 @@
+# How many new sessions may be begun now: a bucket of tokens.
+#
+# Each costs a socket, and strangers decide how many there are. This file must not know what is
+# begun, and has no clock: it is told what the time is.
+
+from __future__ import annotations
+
+# A thousand clients that all come at the same moment are let in. After that, what strangers can
+# have us spend on openings is bounded: at 100 us each, 40 % of a processor.
+_AT_ONCE = 1024
+_A_SECOND = 4096
+# How long to open nothing after the system had no socket for us: to look for a free port where
+# there is none takes the kernel a millisecond.
+_PAUSE = 0.1  # seconds
+
+
+class Openings:
+    """Admits new sessions, as many as go without harm to those that there are."""
+
+    def __init__(self) -> None:
+        self._tokens = float(_AT_ONCE)
+        self._since = 0.0
+
+    def take(self, now: float) -> bool:
+        """Whether one more may be opened."""
+        if now > self._since:
+            self._tokens = min(_AT_ONCE, self._tokens + (now - self._since) * _A_SECOND)
+            self._since = now
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+    def pause(self, now: float) -> None:
+        """Admit none for a while."""
+        self._tokens, self._since = 0.0, now + _PAUSE

@@ -1,0 +1,392 @@
+# UdpRelay: a forwarder between clients and one or several targets.
+#
+# It checks what is asked for, opens the socket that clients know, and begins and ends everything in
+# the right order. What happens to a datagram is in `_relay_sessions`, or in `_relay_copies`.
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, final
+
+import trio
+
+from ._brief import brief
+from ._expiry import check_idle_timeout
+from ._group_errors import ReceiverGroupError
+from ._groups import raise_single
+from ._kernel._sockets import (
+    SocketOptions,
+    check_socket,
+    close_socket,
+    descriptor_limit,
+    is_wildcard,
+    open_socket,
+)
+from ._pool import PacketBufPool
+from ._receiver import UdpBatchReceiver
+from ._receiver_group import UdpReceiverGroup
+from ._relay_account import FlowAccount, SessionCounts
+from ._relay_copies import RelayCopies
+from ._relay_sessions import RelaySessions
+from ._relay_statistics import RelayStatistics
+from ._sender import UdpBatchSender
+from ._sockets import DEFAULT_BUFFER, check_where, open_udp_socket, refuse_options, resolve
+from ._train import check_flags, check_int
+from ._upstream import SOCKET_FULL
+
+if TYPE_CHECKING:
+    import socket as stdlib_socket
+    from collections.abc import Iterable, Sequence
+
+    from ._kernel._interface import Socket
+    from ._sockets import Local
+    from ._train import Address
+
+# Datagrams that the queue for clients holds, more or less what one call takes in.
+_QUEUE = 1024
+# Of the descriptors that the process may have, what sessions get; and what where none is told.
+_SHARE_OF_DESCRIPTORS = 0.7
+_MANY_SESSIONS = 10_000
+# A relay that was stopped is done when nothing has come for so long, in seconds.
+_QUIET = 0.1
+# So many receive calls at most, at the end, for what still waits in the kernel.
+_LAST_CALLS = 64
+
+
+@final
+class UdpRelay:
+    """Forwards datagrams from clients to targets, and the answers back.
+
+    Each client gets a *session*: a socket of its own towards its target, so that answers find their
+    way back and each target sees who is who. Whole trains go through it both ways, one system call
+    each::
+
+        relay = UdpRelay(("::", 5353), [("192.0.2.1", 53)])
+        async with trio.open_nursery() as nursery:
+            await nursery.start(relay.run)
+            print("relaying on port", relay.local_address[1])
+
+    **Which target** a client has is decided by rendezvous hashing of its host: it is the same after
+    every restart and in every process, and when a target is taken away only its own sessions move.
+    With ``duplicate`` there are no sessions: everything goes to every target, and what they answer
+    is dropped.
+
+    **Nobody is held up.** The sockets' buffers are the only queues. What a target's socket does not
+    take at once is dropped, for that session alone, and counted; and so are answers that the
+    clients' socket does not take.
+
+    **Strangers** cannot grow it. There are at most ``max_sessions``. For one more, a client that
+    has sent only once has to go, the one that was silent for longest; sessions of clients that sent
+    more are never given up for a newcomer's sake, and where all are of that kind the newcomer is
+    shed. At most 1024 sessions are opened at once, and 4096 a second; what goes beyond is shed too.
+
+    **The end.** `stop` turns new clients away, lets the sessions go on until nothing has come for
+    0.1 seconds, and ends `run`. Cancelling `run` ends it at once. Either way what the kernel has
+    received by then is sent, as far as that goes without waiting.
+
+    Args:
+      local: where clients send to: what `open_udp_socket` takes as ``local``, or a bound UDP
+        socket, which is closed at the end. On a wildcard address answers leave from the address
+        that a client's first datagram came to.
+      targets: ``(host, port)`` of each, at least one. Names are resolved when it begins.
+      duplicate: send everything to every target.
+      max_sessions: by default 70 % of the descriptors that the process may have. It may be smaller
+        in fact: each session takes a port of its own as well.
+      idle_timeout: after so many seconds without a datagram either way a session ends; `math.inf`
+        for never.
+      grace: how many seconds `stop` lets the sessions go on at most.
+      reuse_port: see `open_udp_socket`; for the clients' socket.
+      receive_buffer, send_buffer: see `open_udp_socket`; for every socket.
+      fragment: let IP fragment what is over the MTU of the next link, which is refused otherwise
+        (the relay cannot choose its sizes). Trains go out datagram by datagram then.
+
+    Raises:
+      TypeError, ValueError: an argument has the wrong type, or a number is out of its range.
+    """
+
+    def __init__(
+        self,
+        local: Local | trio.socket.SocketType | stdlib_socket.socket,
+        targets: Iterable[Address],
+        *,
+        duplicate: bool = False,
+        max_sessions: int | None = None,
+        idle_timeout: float = 60.0,
+        grace: float = 1.0,
+        reuse_port: bool = False,
+        receive_buffer: int = DEFAULT_BUFFER,
+        send_buffer: int = DEFAULT_BUFFER,
+        fragment: bool = False,
+    ) -> None:
+        check_flags(duplicate=duplicate, reuse_port=reuse_port, fragment=fragment)
+        if max_sessions is None:
+            limit = descriptor_limit()
+            max_sessions = int(limit * _SHARE_OF_DESCRIPTORS) if limit else _MANY_SESSIONS
+        check_int("max_sessions", max_sessions, 1, 2**31)
+        check_idle_timeout(idle_timeout)
+        if not isinstance(grace, int | float) or isinstance(grace, bool):
+            raise TypeError(f"grace is a number of seconds, not {brief(grace)}")
+        if not grace >= 0:
+            raise ValueError(f"grace is a number of seconds, 0 or more, not {brief(grace)}")
+        self._given: Socket | None = None
+        self._local: Local = None
+        if local is None or isinstance(local, tuple | int):
+            check_where("local", local)
+            self._local = local
+        else:
+            wanted = "a socket, an address (host, port) or a descriptor"
+            self._given = check_socket(local, wanted)
+            refuse_options(reuse_port=(reuse_port, False))
+        self._asked = _checked(targets)
+        self._duplicate = duplicate
+        self._max_sessions = max_sessions
+        self._idle_timeout = idle_timeout
+        self._grace = grace
+        self._reuse_port = reuse_port
+        self._options = SocketOptions(False, receive_buffer, send_buffer, fragment)
+        self._targets: tuple[Address, ...] = ()
+        self._stop = trio.Event()
+        self._began = False
+        self._local_address: Address | None = None
+        self._forwarding: RelaySessions | RelayCopies | None = None
+        self._receiver: UdpBatchReceiver | None = None
+        self._sender: UdpBatchSender | None = None
+        self._to_targets, self._to_clients = FlowAccount(SOCKET_FULL), FlowAccount(SOCKET_FULL)
+
+    def __repr__(self) -> str:
+        where = "not begun" if self._local_address is None else f"on {self._local_address}"
+        return f"<UdpRelay {where}: {len(self._asked)} targets>"
+
+    @property
+    def local_address(self) -> Address:
+        """The address that clients send to, afterwards too, when it has ended.
+
+        Raises:
+          RuntimeError: it has not begun.
+        """
+        if self._local_address is None:
+            raise RuntimeError("the relay has not begun")
+        return self._local_address
+
+    @property
+    def targets(self) -> tuple[Address, ...]:
+        """The numeric addresses of the targets; none before it has begun."""
+        return self._targets
+
+    @trio.lowlevel.enable_ki_protection
+    async def run(
+        self, *, task_status: trio.TaskStatus[UdpRelay] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Relay, until it is stopped or cancelled. Once only.
+
+        Args:
+          task_status: ``await nursery.start(relay.run)`` returns the relay once it can be sent to.
+
+        Raises:
+          OSError: a name is not known, the address cannot be bound, or there is no way to a target;
+            or the clients' socket failed.
+          RuntimeError: it has begun before.
+        """
+        if self._began:
+            raise RuntimeError("a relay runs only once")
+        self._began = True
+        sock = self._given
+        try:
+            self._targets = await self._resolved(self._asked)
+            if sock is None:
+                sock = await open_udp_socket(
+                    self._local,
+                    reuse_port=self._reuse_port,
+                    receive_buffer=self._options.receive_buffer,
+                    send_buffer=self._options.send_buffer,
+                    fragment=self._options.fragment,
+                )
+            await self._run(sock, task_status)
+        except BaseExceptionGroup as group:
+            raise_single(group)
+        finally:
+            if sock is not None:
+                close_socket(sock)
+
+    def stop(self) -> None:
+        """Turn new clients away, and end `run` when nothing more comes, or after ``grace``.
+
+        Stopping again does nothing.
+        """
+        if self._forwarding is not None:
+            self._forwarding.stopping = True
+        self._stop.set()
+
+    async def set_targets(self, targets: Iterable[Address]) -> None:
+        """Have other targets from now on, after their names are resolved. A checkpoint.
+
+        Sessions whose target is none of them any more end; what their clients send next begins new
+        ones. All others stay as they are. If cancelled, nothing has changed.
+
+        Raises:
+          OSError: a name is not known, or there is no way to a target.
+          RuntimeError: it has not begun, or has ended.
+          TypeError, ValueError: an address is none, or there is no target.
+        """
+        asked = _checked(targets)
+        found = await self._resolved(asked)
+        if self._forwarding is None or self._local_address is None or self._sender is None:
+            raise RuntimeError("the relay does not run")
+        self._forwarding.set_targets(found)
+        self._targets = found
+
+    def statistics(self) -> RelayStatistics:
+        """A snapshot of what it has counted; afterwards too, when it has ended.
+
+        With thousands of sessions it takes some microseconds for each.
+        """
+        forwarding = self._forwarding
+        upstreams = [] if forwarding is None else list(forwarding.upstreams())
+        counted = SessionCounts() if forwarding is None else forwarding.counts
+        return RelayStatistics(
+            sessions=0 if forwarding is None else len(forwarding),
+            sessions_created=counted.created,
+            sessions_expired=counted.expired,
+            sessions_evicted=counted.evicted,
+            sessions_moved=counted.moved,
+            sessions_failed=counted.failed,
+            sessions_closed=counted.closed,
+            sessions_shed=counted.shed,
+            to_targets=self._to_targets.snapshot(
+                [self._receiver] if self._receiver else [], [one.sender for one in upstreams]
+            ),
+            to_clients=self._to_clients.snapshot(
+                [one.receiver for one in upstreams], [self._sender] if self._sender else []
+            ),
+        )
+
+    # -- from beginning to end
+
+    async def _resolved(self, asked: Sequence[Address]) -> tuple[Address, ...]:
+        """The first address of each that there is a way to, each once."""
+        found: dict[Address, None] = {}
+        for target in asked:
+            tried: OSError | None = None
+            for address in await resolve("targets", target):
+                try:
+                    local = ("::" if ":" in address[0] else "0.0.0.0", 0)
+                    open_socket(local, address, self._options).close()
+                except OSError as error:
+                    tried = error
+                else:
+                    found[address] = None
+                    break
+            else:
+                raise tried or OSError(f"no address is known of {target}")
+        return tuple(found)
+
+    async def _run(self, sock: Socket, task_status: trio.TaskStatus[UdpRelay]) -> None:
+        knows_ways = is_wildcard(sock) and not self._duplicate
+        pool = PacketBufPool()
+        receiver = UdpBatchReceiver(sock, pool, packet_info=knows_ways)
+        sender = UdpBatchSender(sock, batch_size=_QUEUE)
+        with UdpReceiverGroup([receiver]) as group:
+            forwarding = self._forward_with(sender, group, pool, knows_ways)
+            self._receiver, self._sender, self._forwarding = receiver, sender, forwarding
+            self._local_address = receiver.local_address
+            forwarding.stopping = self._stop.is_set()
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._move, group)
+                    nursery.start_soon(forwarding.expire)
+                    task_status.started(self)
+                    await self._stop.wait()
+                    await self._until_quiet()
+                    nursery.cancel_scope.cancel(reason="the relay was stopped")
+            finally:
+                with trio.CancelScope(shield=True):
+                    await self._finish()
+
+    def _forward_with(
+        self,
+        sender: UdpBatchSender,
+        group: UdpReceiverGroup,
+        pool: PacketBufPool,
+        knows_ways: bool,
+    ) -> RelaySessions | RelayCopies:
+        if self._duplicate:
+            return RelayCopies(
+                group,
+                self._targets,
+                options=self._options,
+                pool=pool,
+                to_targets=self._to_targets,
+                to_clients=self._to_clients,
+            )
+        return RelaySessions(
+            sender,
+            group,
+            self._targets,
+            max_sessions=self._max_sessions,
+            idle_timeout=self._idle_timeout,
+            knows_ways=knows_ways,
+            options=self._options,
+            pool=pool,
+            to_targets=self._to_targets,
+            to_clients=self._to_clients,
+        )
+
+    @trio.lowlevel.enable_ki_protection
+    async def _move(self, group: UdpReceiverGroup) -> None:
+        """Move datagrams both ways, for ever."""
+        front, forwarding = self._receiver, self._forwarding
+        assert forwarding is not None
+        while True:
+            try:
+                received = await group.receive_ready()
+            except ReceiverGroupError as error:
+                if error.receiver is front:
+                    raise
+                forwarding.failed_one(error.receiver)
+                continue
+            asked = [batch for receiver, batch in received if receiver is front]
+            # Answers first: to make room for a new client a session may end.
+            forwarding.answer([one for one in received if one[0] is not front])
+            while asked:
+                await forwarding.forward(asked.pop())
+            del received, asked  # nothing keeps a slab while we wait
+
+    async def _until_quiet(self) -> None:
+        with trio.move_on_after(self._grace):
+            before = -1
+            while (now := self._came()) != before:
+                before = now
+                await trio.sleep(_QUIET)
+
+    def _came(self) -> int:
+        counted = self.statistics()
+        return counted.to_targets.datagrams_in + counted.to_clients.datagrams_in
+
+    async def _finish(self) -> None:  # noqa: ASYNC910
+        """Send what is there, as far as that goes without waiting for anything, and close."""
+        receiver, sender, forwarding = self._receiver, self._sender, self._forwarding
+        assert receiver is not None
+        assert sender is not None
+        assert forwarding is not None
+        forwarding.stopping = True
+        with contextlib.suppress(trio.WouldBlock, trio.ClosedResourceError, OSError):
+            for _ in range(_LAST_CALLS):
+                await forwarding.forward(receiver.receive_nowait())
+        forwarding.close()
+        receiver.close()
+        sender.close()
+        self._to_targets.finish()
+        self._to_clients.finish()
+
+
+def _checked(targets: Iterable[Address]) -> tuple[Address, ...]:
+    if isinstance(targets, tuple) and targets and isinstance(targets[0], str):
+        raise TypeError(f"targets is an iterable of (host, port), not one: {brief(targets)}")
+    found = tuple(targets)
+    if not found:
+        raise ValueError("a relay needs at least one target")
+    for target in found:
+        if target is None:
+            raise TypeError("a target is (host, port), not None")
+        check_where("remote", target)
+    return found
