@@ -1,0 +1,16 @@
+# The command line, `snaptun-trio` or `python -m snaptun_trio`: programs that use the library through
+# its public names only. The library knows nothing of them, and needs nothing that they need.
+#
+#     _main.py        the commands, and how each ends: exit codes, and one line for what went wrong
+#     _arguments.py   what arguments become, and what is said of wrong ones
+#     _screen.py      tables, progress, JSON, and what is said of the machine
+#
+#     sender  --numbered datagrams-->  forwarder  ------>  sink        the path of demo and bench
+#        ^------------- "settled up to number n" -----------+
+#
+#     _talk.py        the lines of JSON between a command and its processes
+#     _datagrams.py   what a datagram carries: its number and its checksum
+#     _ends.py        the sender and the sink
+#     _forwarders.py  what is compared: the pump, trio.socket, asyncio, uvloop
+#     _path.py        the three processes of a path, from outside
+#     _ledger.py      the counts, and whether they add up

@@ -1,0 +1,70 @@
+# What the commands have in common on the screen. Results go to standard output, progress to
+# standard error, so that either can be kept. With --json, standard output has nothing but that.
+#
+# rich is imported where it is used: --help works without it.
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeAlias
+
+from .. import __version__, backend, backend_reason
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+    from rich.console import Console
+
+    from ._talk import Facts
+
+Progress: TypeAlias = "Callable[[str, float, str], None]"
+"""Called with a name, how much of it is done (0 to 1), and what there is to say."""
+WIDE = 140  # wide enough that nothing wraps in a file or a pipe
+
+
+def open_console(*, stderr: bool = False) -> Console:
+    """Where a command writes; plain text, if that is no terminal."""
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    free = not stream.isatty() and "COLUMNS" not in os.environ
+    return Console(stderr=stderr, width=WIDE if free else None, highlight=False, markup=False)
+
+
+@contextmanager
+def open_progress() -> Generator[Progress, None, None]:
+    """Bars while something runs; what is not a terminal gets their end only."""
+    from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
+    tasks: dict[str, TaskID] = {}
+    console = open_console(stderr=True)
+    with Progress(*columns, TextColumn("{task.fields[says]}"), console=console) as bars:
+
+        def show(name: str, done: float, says: str) -> None:
+            if name not in tasks:
+                tasks[name] = bars.add_task(name, total=1.0, says="")
+            bars.update(tasks[name], completed=done, says=says)
+
+        yield show
+
+
+def machine() -> Facts:
+    """Which machine this is, and what the library makes of it."""
+    return {
+        "version": __version__,
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "system": platform.platform(),
+        "cpus": os.cpu_count(),
+        "backend": backend,
+        "backend_reason": backend_reason,
+    }
+
+
+def print_json(facts: Facts) -> None:
+    """Facts for a machine."""
+    print(json.dumps(facts, indent=2), flush=True)
