@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import errno
 import logging
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 
     from ._gathering import Gathering
     from ._kernel._interface import SocketIO
-    from ._kernel._outgoing import Outgoing
     from ._send_queue import PendingSend, SendQueue, Submission
     from ._train import Address
     from ._waiter import ReadinessWaiter
@@ -103,29 +101,6 @@ class Flush:
                 self._refused(pending, number)
         return FlushStatus.MORE
 
-    def direct(self, outgoing: Outgoing) -> int | None:
-        """Send something with one call, while nothing is queued.
-
-        Most that is sent is taken whole, and needs nothing that the queue keeps for the rest: it
-        costs two thirds of the way through there.
-
-        Returns `None` where the kernel took all of it: it is in the account. Else nothing is, and
-        what is left has to be queued: the errno of what was refused, 0 for a part that was taken.
-        """
-        content = outgoing.content
-        # All that needs memory comes before the call, so that the account holds.
-        calls, submitted = self.calls + 1, self._queue.submitted + content.datagrams
-        datagrams, nbytes = self.datagrams + content.datagrams, self.nbytes + content.nbytes
-        number = self._io.send(outgoing, _WORK_A_TURN)
-        if number or outgoing.more:
-            return number
-        self._waiter.fruitless = 0
-        self.calls, self._queue.submitted = calls, submitted
-        self.datagrams, self.nbytes = datagrams, nbytes
-        with contextlib.suppress(MemoryError):  # it is sent, and no law says how many trains
-            self.trains += outgoing.messages
-        return None
-
     def all_now(self) -> FlushStatus:
         """Send until nothing is left, the socket is full, or too much was refused.
 
@@ -169,7 +144,7 @@ class Flush:
             self._switch_gso_off(suspect)
 
     def note_refusal(self, pending: PendingSend, number: int) -> None:
-        """Carry out what a refusal by `direct` means, once it is queued."""
+        """Carry out what a refusal means that somebody else met with it."""
         if number not in _BLOCKED:
             self._refused(pending, number)
 

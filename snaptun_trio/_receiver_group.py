@@ -40,8 +40,6 @@ _SWEEP_INTERVAL = 1.0
 _SWEPT_AT_ONCE = 1000
 # How many sockets that were called ready and gave nothing one turn takes before it lets others run.
 _MOST_FRUITLESS = 32
-# What `receive_ready` takes in at most, in bytes, but for the last batch.
-_MUCH = 4 << 20
 
 
 @final
@@ -93,7 +91,6 @@ class UdpReceiverGroup(Closing, trio.abc.ReceiveChannel[Received]):
         self._resting: list[tuple[float, int, UdpBatchReceiver]] = []
         self._numbers = itertools.count()
         self._in_vain = 0  # how many in a row were called ready and gave nothing
-        self._late_error: Exception | None = None  # that came behind what was given
         self._busy = self._closed = False
         self._sweeping = self._waited = False
         try:
@@ -178,7 +175,6 @@ class UdpReceiverGroup(Closing, trio.abc.ReceiveChannel[Received]):
         self._check_open()
         self._busy = True
         try:
-            self._raise_late_error()
             if self._ready:
                 await trio.lowlevel.checkpoint_if_cancelled()
                 found = self._take()
@@ -210,31 +206,6 @@ class UdpReceiverGroup(Closing, trio.abc.ReceiveChannel[Received]):
     __anext__ = receive
 
     @trio.lowlevel.enable_ki_protection
-    async def receive_ready(self) -> list[Received]:
-        """Receive from all sockets that are ready, one batch each, waiting for one if need be.
-
-        It gives in one list, and for one turn of the scheduler, what `receive` gives one by one. It
-        stops at some megabytes; then those that had no turn are first the next time. A cancelled
-        call has received nothing.
-
-        Returns:
-          At least one ``(receiver, batch)``, each receiver at most once.
-
-        Raises:
-          ReceiverClosedError, ReceiverFailedError, trio.ClosedResourceError,
-          trio.BusyResourceError: see `receive`. What others had received before is returned first.
-        """
-        receiver, batch = await self.receive()
-        found, nbytes = [(receiver, batch)], batch.nbytes
-        try:
-            while self._ready and nbytes < _MUCH and (one := self._take()) is not None:
-                found.append(one)
-                nbytes += one[1].nbytes
-        except Exception as error:
-            self._late_error = error
-        return found
-
-    @trio.lowlevel.enable_ki_protection
     def receive_nowait(self) -> Received:
         """Receive everything that is queued for one receiver, without waiting.
 
@@ -243,7 +214,6 @@ class UdpReceiverGroup(Closing, trio.abc.ReceiveChannel[Received]):
           ReceiverClosedError, ReceiverFailedError, trio.ClosedResourceError: see `receive`.
         """
         self._check_open()
-        self._raise_late_error()
         found = self._take_any()
         if found is None:
             self._end_rests()
@@ -270,11 +240,6 @@ class UdpReceiverGroup(Closing, trio.abc.ReceiveChannel[Received]):
     def _check_open(self) -> None:
         if self._closed:
             raise trio.ClosedResourceError("the group is closed") from None
-
-    def _raise_late_error(self) -> None:
-        if self._late_error is not None:
-            error, self._late_error = self._late_error, None
-            raise error
 
     def _tell_of(self, receiver: UdpBatchReceiver) -> None:
         """There is something about this one that the poller does not know."""

@@ -12,7 +12,6 @@ import trio
 
 from ._brief import brief
 from ._expiry import check_idle_timeout
-from ._group_errors import ReceiverGroupError
 from ._groups import raise_single
 from ._kernel._sockets import (
     SocketOptions,
@@ -21,10 +20,10 @@ from ._kernel._sockets import (
     descriptor_limit,
     is_wildcard,
     open_socket,
+    switched_off,
 )
 from ._pool import PacketBufPool
 from ._receiver import UdpBatchReceiver
-from ._receiver_group import UdpReceiverGroup
 from ._relay_account import FlowAccount, SessionCounts
 from ._relay_copies import RelayCopies
 from ._relay_sessions import RelaySessions
@@ -32,11 +31,10 @@ from ._relay_statistics import RelayStatistics
 from ._sender import UdpBatchSender
 from ._sockets import DEFAULT_BUFFER, check_where, open_udp_socket, refuse_options, resolve
 from ._train import check_flags, check_int
-from ._upstream import SOCKET_FULL
 
 if TYPE_CHECKING:
     import socket as stdlib_socket
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
     from ._kernel._interface import Socket
     from ._sockets import Local
@@ -151,7 +149,7 @@ class UdpRelay:
         self._forwarding: RelaySessions | RelayCopies | None = None
         self._receiver: UdpBatchReceiver | None = None
         self._sender: UdpBatchSender | None = None
-        self._to_targets, self._to_clients = FlowAccount(SOCKET_FULL), FlowAccount(SOCKET_FULL)
+        self._to_targets, self._to_clients = FlowAccount(), FlowAccount()
 
     def __repr__(self) -> str:
         where = "not begun" if self._local_address is None else f"on {self._local_address}"
@@ -253,10 +251,14 @@ class UdpRelay:
             sessions_closed=counted.closed,
             sessions_shed=counted.shed,
             to_targets=self._to_targets.snapshot(
-                [self._receiver] if self._receiver else [], [one.sender for one in upstreams]
+                [self._receiver] if self._receiver else [],
+                [one.sender for one in upstreams if one.sender is not None],
+                0,
             ),
             to_clients=self._to_clients.snapshot(
-                [one.receiver for one in upstreams], [self._sender] if self._sender else []
+                [],
+                [self._sender] if self._sender else [],
+                sum([one.io.drops() or 0 for one in upstreams]),
             ),
         )
 
@@ -285,71 +287,58 @@ class UdpRelay:
         pool = PacketBufPool()
         receiver = UdpBatchReceiver(sock, pool, packet_info=knows_ways)
         sender = UdpBatchSender(sock, batch_size=_QUEUE)
-        with UdpReceiverGroup([receiver]) as group:
-            forwarding = self._forward_with(sender, group, pool, knows_ways)
-            self._receiver, self._sender, self._forwarding = receiver, sender, forwarding
-            self._local_address = receiver.local_address
-            forwarding.stopping = self._stop.is_set()
-            try:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._move, group)
-                    nursery.start_soon(forwarding.expire)
-                    task_status.started(self)
-                    await self._stop.wait()
-                    await self._until_quiet()
-                    nursery.cancel_scope.cancel(reason="the relay was stopped")
-            finally:
-                with trio.CancelScope(shield=True):
-                    await self._finish()
+        forwarding = self._forward_with(sender, pool, knows_ways)
+        self._receiver, self._sender, self._forwarding = receiver, sender, forwarding
+        self._local_address = receiver.local_address
+        forwarding.stopping = self._stop.is_set()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._take_in, receiver, forwarding)
+                nursery.start_soon(_protected, forwarding.answer)
+                nursery.start_soon(_protected, forwarding.expire)
+                task_status.started(self)
+                await self._stop.wait()
+                await self._until_quiet()
+                nursery.cancel_scope.cancel(reason="the relay was stopped")
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._finish(receiver, sender, forwarding)
 
     def _forward_with(
-        self,
-        sender: UdpBatchSender,
-        group: UdpReceiverGroup,
-        pool: PacketBufPool,
-        knows_ways: bool,
+        self, sender: UdpBatchSender, pool: PacketBufPool, knows_ways: bool
     ) -> RelaySessions | RelayCopies:
+        front = sender._io
+        fan = front.fan(front, pool._memory(front), gso=not switched_off("GSO"))
         if self._duplicate:
             return RelayCopies(
-                group,
+                fan,
                 self._targets,
+                sender.local_address,
                 options=self._options,
-                pool=pool,
                 to_targets=self._to_targets,
                 to_clients=self._to_clients,
             )
         return RelaySessions(
             sender,
-            group,
+            fan,
             self._targets,
             max_sessions=self._max_sessions,
             idle_timeout=self._idle_timeout,
             knows_ways=knows_ways,
             options=self._options,
-            pool=pool,
             to_targets=self._to_targets,
             to_clients=self._to_clients,
         )
 
     @trio.lowlevel.enable_ki_protection
-    async def _move(self, group: UdpReceiverGroup) -> None:
-        """Move datagrams both ways, for ever."""
-        front, forwarding = self._receiver, self._forwarding
-        assert forwarding is not None
-        while True:
-            try:
-                received = await group.receive_ready()
-            except ReceiverGroupError as error:
-                if error.receiver is front:
-                    raise
-                forwarding.failed_one(error.receiver)
-                continue
-            asked = [batch for receiver, batch in received if receiver is front]
-            # Answers first: to make room for a new client a session may end.
-            forwarding.answer([one for one in received if one[0] is not front])
-            while asked:
-                await forwarding.forward(asked.pop())
-            del received, asked  # nothing keeps a slab while we wait
+    async def _take_in(
+        self, receiver: UdpBatchReceiver, forwarding: RelaySessions | RelayCopies
+    ) -> None:
+        with trio.CancelScope() as scope, receiver._waits_in(scope):
+            async for batch in receiver:
+                await forwarding.forward(batch)
+                del batch  # or it would keep its slab while the next is waited for
+        raise trio.ClosedResourceError("the clients' socket was closed")
 
     async def _until_quiet(self) -> None:
         with trio.move_on_after(self._grace):
@@ -362,12 +351,13 @@ class UdpRelay:
         counted = self.statistics()
         return counted.to_targets.datagrams_in + counted.to_clients.datagrams_in
 
-    async def _finish(self) -> None:  # noqa: ASYNC910
+    async def _finish(  # noqa: ASYNC910
+        self,
+        receiver: UdpBatchReceiver,
+        sender: UdpBatchSender,
+        forwarding: RelaySessions | RelayCopies,
+    ) -> None:
         """Send what is there, as far as that goes without waiting for anything, and close."""
-        receiver, sender, forwarding = self._receiver, self._sender, self._forwarding
-        assert receiver is not None
-        assert sender is not None
-        assert forwarding is not None
         forwarding.stopping = True
         with contextlib.suppress(trio.WouldBlock, trio.ClosedResourceError, OSError):
             for _ in range(_LAST_CALLS):
@@ -377,6 +367,11 @@ class UdpRelay:
         sender.close()
         self._to_targets.finish()
         self._to_clients.finish()
+
+
+@trio.lowlevel.enable_ki_protection
+async def _protected(task: Callable[[], Awaitable[None]]) -> None:
+    await task()
 
 
 def _checked(targets: Iterable[Address]) -> tuple[Address, ...]:

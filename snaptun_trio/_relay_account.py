@@ -1,7 +1,7 @@
-# What a relay counts of one direction, and what it says of it.
+# What a relay counts of one direction.
 #
-# Receivers and senders count for themselves; a direction's sums are theirs, of those that are gone
-# as well, and beside them what was received and never given to a sender, by reason.
+# What goes through receivers and senders of its own they count; what many sockets received or sent
+# at once is entered here, and so is what was received and never given to a socket, by reason.
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ._relay_statistics import RelayFlow
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from ._messages import Messages
     from ._receiver import UdpBatchReceiver
     from ._sender import UdpBatchSender
 
@@ -30,90 +31,117 @@ class SessionCounts:
 class FlowAccount:
     """The counts of one direction.
 
-    Args:
-      discarded: the reason for which its senders discard something.
+    Attributes:
+      added: see `RelayFlow.datagrams_added`.
+      handing_out: datagrams that were received, and are neither sent nor dropped yet.
     """
 
-    def __init__(self, discarded: str) -> None:
-        self._discarded = discarded
+    def __init__(self) -> None:
         self.added = 0
         self.handing_out = 0
         self._dropped: Counter[str] = Counter()
-        self._in = (0, 0, 0, 0, 0)  # of receivers that are gone
-        self._out = (0, 0, 0, 0, 0)  # of senders
+        self._errors: Counter[int] = Counter()
+        self._buffers = 0
+        self._receive_calls = self._trains_in = self._datagrams_in = self._bytes_in = 0
+        self._send_calls = self._trains_out = self._datagrams_out = self._bytes_out = 0
+
+    @property
+    def datagrams_in(self) -> int:
+        """What many sockets received at once."""
+        return self._datagrams_in
+
+    def received(self, calls: int, messages: Messages) -> None:
+        """Something came in, and is to be handed out."""
+        self._receive_calls += calls
+        self._trains_in += messages.count
+        self._datagrams_in += messages.datagrams
+        self._bytes_in += messages.nbytes
+
+    def sent(self, calls: int, trains: int, datagrams: int, nbytes: int) -> None:
+        """Something was sent."""
+        self._send_calls += calls
+        self._trains_out += trains
+        self._datagrams_out += datagrams
+        self._bytes_out += nbytes
 
     def drop(self, reason: str, datagrams: int) -> None:
         """Something was received, and will not be sent."""
         self._dropped[reason] += datagrams
+
+    def note_error(self, number: int) -> None:
+        """A socket told of an error about an earlier datagram."""
+        self._errors[number] += 1
+
+    def forget(self, sender: UdpBatchSender | None, buffers_dropped: int) -> None:
+        """A socket is closed: its sender, if it had one, and what the kernel dropped from it."""
+        self._buffers += buffers_dropped
+        if sender is not None:
+            flush = sender._flush
+            self.sent(flush.calls, flush.trains, flush.datagrams, flush.nbytes)
+            self._dropped.update(_not_sent(sender))
+            self._errors.update(sender._waiter.asynchronous_errors)
 
     def finish(self) -> None:
         """The relay has ended: nothing that is still being handed out will be sent."""
         self._dropped["closed"] += self.handing_out
         self.handing_out = 0
 
-    def forget_receiver(self, receiver: UdpBatchReceiver) -> None:
-        """A receiver is closed."""
-        self._in = _sum(self._in, _received(receiver))
-
-    def forget_sender(self, sender: UdpBatchSender) -> None:
-        """A sender is closed."""
-        self._out = _sum(self._out, _sent(sender))
-        self._dropped.update(self._not_sent(sender))
-
     def snapshot(
-        self, receivers: Iterable[UdpBatchReceiver], senders: Iterable[UdpBatchSender]
+        self,
+        receivers: Iterable[UdpBatchReceiver],
+        senders: Iterable[UdpBatchSender],
+        buffers_dropped: int,
     ) -> RelayFlow:
-        """All counts, with those of the receivers and senders that there are."""
-        receive_calls, trains_in, datagrams_in, bytes_in, buffers = _sum(
-            self._in, *map(_received, receivers)
-        )
-        there = list(senders)
-        send_calls, trains_out, datagrams_out, bytes_out, waiting = _sum(
-            self._out, *map(_sent, there)
-        )
-        dropped = self._dropped.copy()
-        for sender in there:
-            if sender._flush.failed or sender._discarded:
-                dropped.update(self._not_sent(sender))
+        """All counts, with those of receivers, senders and sockets that are still there."""
+        calls, trains, datagrams = self._receive_calls, self._trains_in, self._datagrams_in
+        nbytes, buffers = self._bytes_in, self._buffers + buffers_dropped
+        for receiver in receivers:
+            told = receiver.statistics()
+            calls += told.receive_calls
+            trains += told.trains_received
+            datagrams += told.datagrams_received
+            nbytes += told.bytes_received
+            buffers += told.buffers_dropped_by_kernel or 0
+        send_calls, trains_out = self._send_calls, self._trains_out
+        datagrams_out, bytes_out = self._datagrams_out, self._bytes_out
+        dropped, errors = self._dropped.copy(), self._errors.copy()
+        # Not by their `statistics`, which ask the kernel for more than is wanted here.
+        for sender in senders:
+            flush = sender._flush
+            send_calls += flush.calls
+            trains_out += flush.trains
+            datagrams_out += flush.datagrams
+            bytes_out += flush.nbytes
+            dropped.update(_not_sent(sender))
+            errors.update(sender._waiter.asynchronous_errors)
         return RelayFlow(
-            datagrams_in=datagrams_in,
-            bytes_in=bytes_in,
+            datagrams_in=datagrams,
+            bytes_in=nbytes,
             datagrams_added=self.added,
             datagrams_out=datagrams_out,
             bytes_out=bytes_out,
-            datagrams_waiting=waiting + self.handing_out,
-            dropped=MappingProxyType({reason: n for reason, n in dropped.items() if n}),
+            datagrams_waiting=self.handing_out,
+            dropped=MappingProxyType({reason: count for reason, count in dropped.items() if count}),
+            asynchronous_errors=MappingProxyType(
+                {_errno_name(number): count for number, count in errors.items()}
+            ),
             buffers_dropped_by_kernel=buffers,
-            receive_calls=receive_calls,
-            trains_in=trains_in,
+            receive_calls=calls,
+            trains_in=trains,
             send_calls=send_calls,
             trains_out=trains_out,
         )
 
-    def _not_sent(self, sender: UdpBatchSender) -> Counter[str]:
-        """What a sender was given and did not send, by reason."""
-        reasons: Counter[str] = Counter()
-        for number, datagrams in sender._flush.failed.items():
-            reasons[errorcode.get(number, str(number))] += datagrams
-        if sender._discarded:
-            reasons[self._discarded] += sender._discarded
-        return reasons
+
+def _not_sent(sender: UdpBatchSender) -> Counter[str]:
+    """What a sender was given and did not send, by reason."""
+    reasons: Counter[str] = Counter()
+    for number, datagrams in sender._flush.failed.items():
+        reasons[_errno_name(number)] += datagrams
+    # Nothing waits in a sender's queue here, so what was discarded is what its socket did not take.
+    reasons["socket full"] += sender._discarded
+    return reasons
 
 
-def _sum(*counts: tuple[int, int, int, int, int]) -> tuple[int, int, int, int, int]:
-    first, second, third, fourth, fifth = map(sum, zip(*counts, strict=True))
-    return first, second, third, fourth, fifth
-
-
-# Not by `statistics`, which asks the kernel for more than is wanted here, of thousands.
-
-
-def _received(receiver: UdpBatchReceiver) -> tuple[int, int, int, int, int]:
-    receiver._count_drops()
-    drops = receiver._drops or 0
-    return receiver._calls, receiver._trains, receiver._datagrams, receiver._bytes, drops
-
-
-def _sent(sender: UdpBatchSender) -> tuple[int, int, int, int, int]:
-    flush = sender._flush
-    return flush.calls, flush.trains, flush.datagrams, flush.nbytes, sender._queue.datagrams
+def _errno_name(number: int) -> str:
+    return errorcode.get(number, str(number))

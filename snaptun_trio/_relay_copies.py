@@ -6,50 +6,58 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ._relay_account import FlowAccount, SessionCounts
-from ._upstream import Upstream, send_or_drop
+import trio
+
+from ._batch import messages_of
+from ._kernel._poller import open_poller
+from ._relay_account import SessionCounts
+from ._upstream import Upstream, send_each
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from ._batch import PacketBatch
+    from ._kernel._fan import Fan
+    from ._kernel._poller import Poller
     from ._kernel._sockets import SocketOptions
-    from ._pool import PacketBufPool
-    from ._receiver import UdpBatchReceiver
-    from ._receiver_group import Received, UdpReceiverGroup
+    from ._relay_account import FlowAccount
     from ._train import Address
+
+# Targets that answer are not expected, so there is time to look at what they say.
+_PAUSE = 0.01  # seconds
 
 
 class RelayCopies:
     """The ways to all targets.
 
     Args:
-      group: receives from targets.
+      fan: to targets.
       targets: where to.
+      nobody: an address for answers, which go nowhere.
       to_targets, to_clients: the accounts.
 
     Raises:
       OSError: there is no socket, or no way, to one of them.
     """
 
-    stopping = False
-
     def __init__(
         self,
-        group: UdpReceiverGroup,
+        fan: Fan,
         targets: Sequence[Address],
+        nobody: Address,
         *,
         options: SocketOptions,
-        pool: PacketBufPool,
         to_targets: FlowAccount,
         to_clients: FlowAccount,
     ) -> None:
+        self._fan = fan
+        self._nobody = nobody
         self._options = options
-        self._pool = pool
         self._to_targets, self._to_clients = to_targets, to_clients
-        self._group = group
+        self._poller: Poller[Upstream] = open_poller()
         self._upstreams: dict[Address, Upstream] = {}
         self.counts = SessionCounts()  # it has no sessions
+        self.stopping = False
         try:
             self.set_targets(targets)
         except BaseException:
@@ -65,19 +73,26 @@ class RelayCopies:
 
     async def forward(self, batch: PacketBatch[Address]) -> None:
         """Send what clients sent to every target."""
-        account = self._to_targets
-        account.added += (len(self._upstreams) - 1) * len(batch)
-        copy = batch.to(None)
-        for upstream in self._upstreams.values():
-            send_or_drop(upstream.sender, copy, account)
+        account, upstreams = self._to_targets, list(self._upstreams.values())
+        account.added += (len(upstreams) - 1) * len(batch)
+        copies = len(upstreams) * len(batch)
+        account.handing_out += copies
+        send_each(upstreams, [messages_of(batch)[0]] * len(upstreams), self._fan, account)
+        account.handing_out -= copies
 
-    def answer(self, received: list[Received]) -> None:
-        """Drop what targets answered."""
-        for _, batch in received:
-            self._to_clients.drop("answer", len(batch))
-
-    def failed_one(self, receiver: UdpBatchReceiver) -> None:
-        """What a target answers is not received any more. Its datagrams go on all the same."""
+    async def answer(self) -> None:
+        """Drop what targets answer, for ever."""
+        while True:
+            await self._poller.wait()
+            ready = self._poller.poll()
+            while ready:
+                messages, served, error = self._fan.receive(ready)
+                if error:
+                    self._to_targets.note_error(error)
+                self._to_clients.received(served, messages)
+                self._to_clients.drop("answer", messages.datagrams)
+                ready = ready[served:]
+            await trio.sleep(_PAUSE)
 
     async def expire(self) -> None:
         """Nothing expires."""
@@ -86,24 +101,30 @@ class RelayCopies:
         """Other targets from now on.
 
         Raises:
-          OSError: there is no socket, or no way, to one of them; those before it are served.
+          OSError: there is no socket, or no way, to one of them; nothing has changed.
         """
+        opened: list[Upstream] = []
+        try:
+            for target in targets:
+                if target not in self._upstreams:
+                    opened.append(Upstream(target, self._nobody, None, self._options, self._fan))
+                    self._poller.add(opened[-1].io, opened[-1])
+        except BaseException:
+            for upstream in opened:
+                self._close(upstream)
+            raise
         for target in set(self._upstreams).difference(targets):
-            self._close(target)
-        for target in targets:
-            if target not in self._upstreams:
-                upstream = Upstream(target, self._options, self._pool)
-                self._upstreams[target] = upstream
-                self._group.add(upstream.receiver)
+            self._close(self._upstreams.pop(target))
+        self._upstreams.update({upstream.target: upstream for upstream in opened})
 
-    def _close(self, target: Address) -> None:
-        upstream = self._upstreams.pop(target)
-        self._group.discard(upstream.receiver)
+    def _close(self, upstream: Upstream) -> None:
+        self._poller.remove(upstream.io.sock.fileno(), upstream.io)
+        self._to_clients.forget(None, upstream.io.drops() or 0)
         upstream.close()
-        self._to_targets.forget_sender(upstream.sender)
-        self._to_clients.forget_receiver(upstream.receiver)
+        self._to_targets.forget(upstream.sender, 0)
 
     def close(self) -> None:
         """Close everything."""
-        for target in list(self._upstreams):
-            self._close(target)
+        while self._upstreams:
+            self._close(self._upstreams.popitem()[1])
+        self._poller.close()

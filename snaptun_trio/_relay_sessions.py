@@ -1,42 +1,47 @@
 # The sessions of a relay: a way to a target for each client, and the answers' way back.
 #
-# What came from clients is never held up: what cannot go on at once is dropped and counted. Answers
-# of all sessions are read by one group, and leave together through the socket that clients know.
-# Who may come and who has to go is `_peer_table`'s matter, how fast `_openings`'.
+# Nothing here waits for a socket to take something: what cannot go on at once is dropped and
+# counted. All sessions' sockets are waited for, read and written together; that goes through no
+# receiver group, because a batch object for each socket costs more than its system calls do. Who
+# may come and who has to go is `_peer_table`'s matter, how fast `_openings`'.
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING
 
 import trio
 
-from ._batch import PacketBatch, addressed, first_train, merged
+from ._batch import PacketBatch, batch_of, first_train, messages_of
 from ._expiry import let_go_of_the_silent
+from ._kernel import _errnos
+from ._kernel._poller import open_poller
 from ._openings import Openings
 from ._peer_table import PeerTable
 from ._rare_log import RareLog
 from ._relay_account import SessionCounts
 from ._rendezvous import choose
-from ._shared_flush import is_small
 from ._train import way_back
-from ._upstream import Upstream, send_or_drop
+from ._upstream import Upstream, send_each, send_or_drop
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
+    from ._kernel._fan import Fan
+    from ._kernel._poller import Poller
     from ._kernel._sockets import SocketOptions
-    from ._pool import PacketBufPool
-    from ._receiver import UdpBatchReceiver
-    from ._receiver_group import Received, UdpReceiverGroup
+    from ._messages import Messages
     from ._relay_account import FlowAccount
     from ._sender import UdpBatchSender
     from ._train import Address, Way
 
-# So many sessions are served, or a sixteenth of it opened, before other tasks have their turn: to
-# send takes 5 us, to open 80.
-_SERVED_A_TURN = 256
-_AN_OPENING = 16
+# So many sessions are opened before other tasks have their turn: to open one takes 50 us.
+_OPENED_A_TURN = 32
+# That a session is in use is noted so many times in an ``idle_timeout``: to do so each time takes
+# a tenth of what the whole session's turn does.
+_NOTES = 64
+# So many times in a row sockets were called ready and nothing came in, before we pause; in seconds.
+_PATIENCE = 16
+_PAUSE = 0.001
 # So many receive calls at most for a session that has to go.
 _LAST_CALLS = 16
 
@@ -45,27 +50,16 @@ class RelaySession(Upstream):
     """One client's way to its target.
 
     Attributes:
-      address: the client's.
-      way: from which address of ours the answers leave; on a wildcard socket only.
       last_heard, established: see `_peer_table.Peer`. It is established once its client has sent a
         second time.
+      noted_until: when it has to be noted again that it is in use.
     """
 
-    __slots__ = ("address", "established", "last_heard", "way")
+    __slots__ = ("established", "last_heard", "noted_until")
 
-    def __init__(
-        self,
-        client: Address,
-        target: Address,
-        options: SocketOptions,
-        pool: PacketBufPool,
-        now: float,
-    ) -> None:
-        super().__init__(target, options, pool)
-        self.address = client
-        self.way: Way | None = None
-        self.last_heard = now
-        self.established = False
+    last_heard: float
+    established: bool
+    noted_until: float
 
 
 class RelaySessions:
@@ -73,7 +67,7 @@ class RelaySessions:
 
     Args:
       front: sends to clients.
-      group: receives from targets.
+      fan: between clients' socket and the sessions'.
       targets: where to; at least one.
       knows_ways: whether what clients send tells which address of ours it came to.
       to_targets, to_clients: the accounts.
@@ -82,31 +76,31 @@ class RelaySessions:
     def __init__(
         self,
         front: UdpBatchSender,
-        group: UdpReceiverGroup,
+        fan: Fan,
         targets: Sequence[Address],
         *,
         max_sessions: int,
         idle_timeout: float,
         knows_ways: bool,
         options: SocketOptions,
-        pool: PacketBufPool,
         to_targets: FlowAccount,
         to_clients: FlowAccount,
     ) -> None:
         self._front = front
+        self._fan = fan
         self._targets = targets
         self._idle_timeout = idle_timeout
+        self._grain = min(idle_timeout / _NOTES, 1.0)
         self._knows_ways = knows_ways
         self._options = options
-        self._pool = pool
         self._to_targets, self._to_clients = to_targets, to_clients
         self._table: PeerTable[RelaySession] = PeerTable(max_sessions, "strangers")
-        self._of_receiver: dict[UdpBatchReceiver, RelaySession] = {}
-        self._group = group
+        self._poller: Poller[RelaySession] = open_poller()
         self._openings = Openings()
         self._rare_log = RareLog()
-        self.stopping = False
+        self._in_vain = 0
         self.counts = SessionCounts()
+        self.stopping = False
 
     def __len__(self) -> int:
         return len(self._table)
@@ -115,32 +109,51 @@ class RelaySessions:
         """All of them."""
         return iter(self._table)
 
+    def _in_use(self, session: RelaySession, now: float, *, more: bool) -> None:
+        self._table.heard(session, now, more=more)
+        session.noted_until = now + self._grain
+
     # -- from clients to targets
 
     async def forward(self, batch: PacketBatch[Address]) -> None:  # noqa: ASYNC910
         """Send on what clients sent."""
-        now, table, account = trio.current_time(), self._table, self._to_targets
-        account.handing_out += len(batch)
-        work = 0
-        for client, part in batch.by_address().items():
-            session = table.get(client)
-            if session is not None:
-                table.heard(session, now, more=True)
-            else:
-                work += _AN_OPENING
-                session = self._let_in(client, part, now)
-            account.handing_out -= len(part)
-            if session is not None:
-                send_or_drop(session.sender, part.to(None), account)
-            work += 1
-            if work >= _SERVED_A_TURN:
+        now, get = trio.current_time(), self._table.get
+        self._to_targets.handing_out += len(batch)
+        sessions: list[RelaySession] = []
+        parts: list[Messages] = []
+        opened = 0
+        for client, messages in messages_of(batch)[0].by_address().items():
+            assert client is not None, "whatever was received came from somewhere"
+            session = get(client)
+            if session is None:
+                # Somebody may have to go for it, whose turn comes first.
+                self._send(sessions, parts)
+                session = self._let_in(client, messages, now)
+                if session is None:
+                    self._to_targets.handing_out -= messages.datagrams
+                    continue
+                opened += 1
+            elif not session.established or now > session.noted_until:
+                self._in_use(session, now, more=True)
+            sessions.append(session)
+            parts.append(messages)
+            if opened >= _OPENED_A_TURN:
+                self._send(sessions, parts)
                 # Shielded: what the kernel has handed over is not lost to a cancellation.
                 await trio.lowlevel.cancel_shielded_checkpoint()
-                work = 0
+                opened = 0
+        self._send(sessions, parts)
 
-    def _let_in(
-        self, client: Address, first: PacketBatch[Address], now: float
-    ) -> RelaySession | None:
+    def _send(self, sessions: list[RelaySession], parts: list[Messages]) -> None:
+        """Send to each session's target, and forget what was to be sent."""
+        if sessions:
+            datagrams = sum([part.datagrams for part in parts])
+            send_each(sessions, parts, self._fan, self._to_targets)
+            self._to_targets.handing_out -= datagrams
+            sessions.clear()
+            parts.clear()
+
+    def _let_in(self, client: Address, first: Messages, now: float) -> RelaySession | None:
         """A session for a new client, or `None`, and what it sent first is dropped."""
         victim = self._table.next_to_go() if self._table.is_full else None
         if self.stopping:
@@ -153,22 +166,25 @@ class RelaySessions:
             if victim is not None:
                 self.counts.evicted += 1
                 self._let_go(victim)
-            session = self._open(client, now)
+            session = self._open(client, first, now)
             if session is not None:
-                self._begin(session, first)
                 return session
             reason = "no socket"
         self.counts.shed += 1
-        self._to_targets.drop(reason, len(first))
+        self._to_targets.drop(reason, first.datagrams)
         return None
 
-    def _open(self, client: Address, now: float) -> RelaySession | None:
+    def _open(self, client: Address, first: Messages, now: float) -> RelaySession | None:
         """A session whose answers are waited for, `None` where the system has none for us."""
         target = choose(client, self._targets)
+        way: Way | None = None
+        if self._knows_ways:
+            host, interface = way_back(first_train(batch_of(first)))
+            way = None if host is None else (None, host, interface)
         try:
-            session = RelaySession(client, target, self._options, self._pool, now)
+            session = RelaySession(target, client, way, self._options, self._fan)
             try:
-                self._group.add(session.receiver)
+                self._poller.add(session.io, session)
             except BaseException:
                 session.close()
                 raise
@@ -177,36 +193,45 @@ class RelaySessions:
             message = "no session could be opened to %s: %s"
             self._rare_log.warn(error.errno or 0, message, target, error)
             return None
-        return session
-
-    def _begin(self, session: RelaySession, first: PacketBatch[Address]) -> None:
-        if self._knows_ways:
-            host, interface = way_back(first_train(first))
-            session.way = None if host is None else (None, host, interface)
-        session.established = len(first) > 1
+        session.last_heard, session.noted_until = now, now + self._grain
+        session.established = first.datagrams > 1
         self._table.add(session)
-        self._of_receiver[session.receiver] = session
         self.counts.created += 1
+        return session
 
     # -- from targets to clients
 
-    def answer(self, received: list[Received]) -> None:
-        """Send to the clients what targets answered."""
-        answers: list[PacketBatch] = []
-        now = trio.current_time()
-        for receiver, batch in received:
-            session = self._of_receiver[receiver]
-            self._table.heard(session, now, more=False)
-            self._to_clients.handing_out += len(batch)
-            answers.append(addressed(batch, session.address, session.way))
-        for answer in in_common(answers):
-            self._to_clients.handing_out -= len(answer)
-            send_or_drop(self._front, answer, self._to_clients)
+    async def answer(self) -> None:
+        """Send to the clients what targets answer, for ever."""
+        while True:
+            if self._in_vain >= _PATIENCE:
+                await trio.sleep(_PAUSE)
+            await self._poller.wait()
+            self._in_vain += 1
+            self._answer(self._poller.poll())
 
-    def failed_one(self, receiver: UdpBatchReceiver) -> None:
-        """The socket of a session is of no more use."""
-        self.counts.failed += 1
-        self._close(self._of_receiver[receiver])
+    def _answer(self, ready: list[RelaySession]) -> None:
+        """Read each of these sessions' sockets, and send to their clients what comes."""
+        now = trio.current_time()
+        while ready:
+            messages, served, error = self._fan.receive(ready)
+            if messages.datagrams:
+                self._in_vain = 0
+                self._to_clients.received(served, messages)
+                self._to_clients.handing_out += messages.datagrams
+                send_or_drop(self._front, batch_of(messages), self._to_clients)
+                self._to_clients.handing_out -= messages.datagrams
+            for session in ready[:served]:
+                if now > session.noted_until:
+                    self._in_use(session, now, more=False)
+            if error:
+                self._in_vain = 0
+                if error in _errnos.ASYNCHRONOUS:
+                    self._to_targets.note_error(error)
+                else:
+                    self.counts.failed += 1
+                    self._close(ready[served - 1])
+            ready = ready[served:]
 
     # -- the end of sessions
 
@@ -228,36 +253,25 @@ class RelaySessions:
 
     def _let_go(self, session: RelaySession) -> None:
         """Close a session whose last answers may have come already."""
-        with contextlib.suppress(trio.WouldBlock, trio.ClosedResourceError, OSError):
-            for _ in range(_LAST_CALLS):
-                self.answer([(session.receiver, session.receiver.receive_nowait())])
+        for _ in range(_LAST_CALLS):
+            before = self._to_clients.datagrams_in
+            self._answer([session])
+            if self._to_clients.datagrams_in == before:
+                break
         self._close(session)
 
     def _close(self, session: RelaySession) -> None:
-        self._table.remove(session)
-        del self._of_receiver[session.receiver]
-        self._group.discard(session.receiver)
-        session.close()
-        self._to_targets.forget_sender(session.sender)
-        self._to_clients.forget_receiver(session.receiver)
+        if self._table.get(session.address) is session:
+            self._table.remove(session)
+            fd = session.io.sock.fileno()
+            self._poller.remove(fd, session.io)
+            self._to_clients.forget(None, session.io.drops() or 0)
+            session.close()
+            self._to_targets.forget(session.sender, 0)
 
     def close(self) -> None:
         """Close everything, after a last look for answers."""
         for session in list(self._table):
             self.counts.closed += 1
             self._let_go(session)
-
-
-def in_common(batches: Iterable[PacketBatch]) -> Iterator[PacketBatch]:
-    """The same in as few batches as it is worth: small ones that follow one another are one."""
-    small: list[PacketBatch] = []
-    for batch in batches:
-        if is_small(batch):
-            small.append(batch)
-            continue
-        if small:
-            yield small[0] if len(small) == 1 else merged(small)
-            small = []
-        yield batch
-    if small:
-        yield small[0] if len(small) == 1 else merged(small)
+        self._poller.close()

@@ -51,6 +51,9 @@ class RelayFlow:
         with ``duplicate``, what targets sent back;
     ``"EMSGSIZE"`` and the like
         the errno with which the kernel refused them for good."""
+    asynchronous_errors: Mapping[str, int]
+    """Errors about earlier datagrams that sockets told of, by the errno's name: ``"ECONNREFUSED"``
+    where nobody listens at a target. They end nothing, and cost no datagram."""
     buffers_dropped_by_kernel: int
     """What the kernel dropped from the receiving sockets' queues, in **buffers**, see
     `ReceiverStatistics`. These were never received, and are in no other count."""

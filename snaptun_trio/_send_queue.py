@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ._gathering import Item
     from ._kernel._interface import SocketIO
     from ._kernel._outgoing import Outgoing
-    from ._messages import Recipient
+    from ._messages import Messages, Recipient
     from ._train import Address, PacketTrain, Way
 
 
@@ -37,9 +37,9 @@ class Submission:
 
     __slots__ = ("discarded", "failed", "failures", "owned", "sent", "submitted")
 
-    def __init__(self) -> None:
+    def __init__(self, *, owned: bool = True) -> None:
         self.submitted = self.sent = self.discarded = 0
-        self.owned = True
+        self.owned = owned
         self.failed: dict[int, int] = {}
         self.failures: list[SendFailure] = []
 
@@ -189,6 +189,14 @@ class SendQueue:
         self._gathering = gathering
         self.datagrams, self.submitted = queued, submitted
         return result
+
+    def prepare(self, messages: Messages, recipient: Recipient) -> PendingSend:
+        """Make a batch ready to be sent. It is in the queue only after `add`.
+
+        Raises:
+          TypeError, ValueError: an address is none for this family.
+        """
+        return PendingSend(self._io.outgoing(messages, recipient), recipient, Submission())
 
     def add(self, pending: PendingSend, submission: Submission) -> None:
         """Add a whole batch, behind everything else."""

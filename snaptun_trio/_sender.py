@@ -21,7 +21,7 @@ from ._kernel import socket_io
 from ._kernel._abi import MAX_BATCH_SIZE
 from ._kernel._sockets import switched_off
 from ._messages import own_view
-from ._send_queue import PendingSend, SendQueue, Submission
+from ._send_queue import SendQueue, Submission
 from ._shared_flush import SharedFlush, is_small
 from ._statistics import SenderStatistics
 from ._submitted import check_train, payload_of
@@ -33,8 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ._errors import SendFailure
-    from ._kernel._outgoing import Outgoing
-    from ._messages import Recipient
+    from ._send_queue import PendingSend
     from ._train import Address, Packet, PacketTrain, Way
 
 _NOTHING_ASKED = (None, None, None)
@@ -326,15 +325,9 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
           SendBatchError: some datagrams can never be sent. The batch was accepted.
           trio.ClosedResourceError, TypeError, ValueError, OSError: see `send`.
         """
-        outgoing, recipient = self._outgoing_of(value)
-        refused: int | None = 0
-        if not self._queue.datagrams and outgoing.more:
-            refused = self._flush.direct(outgoing)
-        if refused is not None:
-            submission = Submission()
-            pending = PendingSend(outgoing, recipient, submission)
-            self._shared.send_batch_now(pending, submission, refused)
-            self._flush.disown(submission)
+        pending, submission = self._accept(value), Submission()
+        self._shared.send_batch_now(pending, submission)
+        self._flush.disown(submission)
         self._raise_unclaimed()
 
     def statistics(self) -> SenderStatistics:
@@ -370,28 +363,24 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
         if self._waiter.closed:
             raise trio.ClosedResourceError("the sender is closed")
 
-    def _outgoing_of(self, batch: PacketBatch) -> tuple[Outgoing, Recipient]:
+    def _accept(self, batch: PacketBatch) -> PendingSend:
         if not isinstance(batch, PacketBatch):
             raise TypeError(f"a PacketBatch is needed, not {brief(batch)}")
         self._waiter.check_open()
-        messages, recipient = messages_of(batch)
-        return self._io.outgoing(messages, recipient), recipient
-
-    def _accept(self, batch: PacketBatch) -> PendingSend:
-        return PendingSend(*self._outgoing_of(batch), Submission())
+        return self._queue.prepare(*messages_of(batch))
 
     def _tell_errors(self, listener: Callable[[int], object]) -> None:
         """For a channel: the errno of an earlier datagram's error that a send is told of."""
         self._waiter.on_error = listener
 
-    def _withdraw(self, submission: Submission) -> None:
-        """For the pump: discard what is left of a batch."""
-        self._discarded += self._queue.withdraw(submission)
-        self._shared.withdrawn()
-
     def _discard_queue(self) -> None:
         """For the relay: discard all that is left."""
         self._discarded += self._queue.clear()
+        self._shared.withdrawn()
+
+    def _withdraw(self, submission: Submission) -> None:
+        """For the pump: discard what is left of a batch."""
+        self._discarded += self._queue.withdraw(submission)
         self._shared.withdrawn()
 
     def _take_unclaimed(self) -> list[SendFailure]:

@@ -129,7 +129,9 @@ class SharedFlush:
         """Send a batch as far as the socket takes it. No checkpoint.
 
         Args:
-          refused: with which errno it was refused already, 0 for none.
+          pending: the batch, or what is left of one.
+          submission: what becomes of it is entered there.
+          refused: the errno with which its beginning was refused already, 0 for none.
 
         Raises:
           trio.WouldBlock: it takes nothing. Nothing of the batch was accepted.

@@ -1,7 +1,9 @@
 # Upstream: a relay's way to one target, with a socket of its own.
 #
-# What the socket does not take at once is dropped, since whoever waited here would hold up others:
-# the socket's buffer is the queue. This file must not know clients, nor who has which target.
+# What a socket does not take at once is dropped, since whoever waited here would hold up others:
+# the socket's buffer is the queue. Most is sent for many upstreams at once, past their senders; a
+# sender is made where the kernel refuses something, to find out what that means. This file must not
+# know who has which target.
 
 from __future__ import annotations
 
@@ -10,18 +12,91 @@ from typing import TYPE_CHECKING
 import trio
 
 from ._errors import SendBatchError
+from ._kernel import socket_io
+from ._kernel._fan import Link
 from ._kernel._sockets import close_socket, open_socket
-from ._receiver import UdpBatchReceiver
+from ._send_queue import PendingSend, Submission
 from ._sender import UdpBatchSender
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ._batch import PacketBatch
+    from ._kernel._fan import Fan
+    from ._kernel._outgoing import Outgoing
     from ._kernel._sockets import SocketOptions
-    from ._pool import PacketBufPool
+    from ._messages import Messages
     from ._relay_account import FlowAccount
-    from ._train import Address
+    from ._train import Address, Way
 
 SOCKET_FULL = "socket full"
+# As much work as one call to a socket may be, see `SocketIO.send`.
+_WORK_A_CALL = 1024
+
+
+class Upstream(Link):
+    """A socket that is connected to a target.
+
+    Args:
+      target: the target.
+      client: for whom what the target sends is.
+      way: from which address of ours that leaves.
+
+    Raises:
+      OSError: the system has no socket for it, or there is no way to the target.
+    """
+
+    __slots__ = ("sender", "target")
+
+    def __init__(
+        self, target: Address, client: Address, way: Way | None, options: SocketOptions, fan: Fan
+    ) -> None:
+        sock = open_socket(("::" if ":" in target[0] else "0.0.0.0", 0), target, options)
+        try:
+            super().__init__(socket_io(sock), client)
+            self.target = target
+            self.sender: UdpBatchSender | None = None
+            fan.prepare(self, way)
+        except BaseException:
+            close_socket(sock)
+            raise
+
+    def send_rest(self, rest: Outgoing, refused: int, account: FlowAccount) -> None:
+        """Send what was left over of a batch, as far as the socket takes it now, and drop the rest.
+
+        Args:
+          rest: what was left over.
+          refused: the errno with which its beginning was refused, 0 for none.
+          account: of what goes to targets.
+        """
+        if self.sender is None:
+            self.sender = UdpBatchSender(self.io.sock)
+        sender = self.sender
+        try:
+            submission = Submission(owned=False)
+            pending = PendingSend(rest, None, submission)
+            sender._shared.send_batch_now(pending, submission, refused)
+        except trio.WouldBlock:
+            account.drop(SOCKET_FULL, rest.content.datagrams)
+        sender._take_unclaimed()  # it has counted them
+        if sender._queue.datagrams:
+            sender._discard_queue()
+
+    def close(self) -> None:
+        """Close the socket. What it has received and nobody has read is lost."""
+        if self.sender is not None:
+            self.sender.close()
+        close_socket(self.io.sock)
+
+
+def send_each(
+    upstreams: Sequence[Upstream], batches: list[Messages], fan: Fan, account: FlowAccount
+) -> None:
+    """Send each batch to the target of its upstream, as far as its socket takes it now."""
+    calls, trains, datagrams, nbytes, rest = fan.send(upstreams, batches, _WORK_A_CALL)
+    account.sent(calls, trains, datagrams, nbytes)
+    for place, refused, outgoing in rest:
+        upstreams[place].send_rest(outgoing, refused, account)
 
 
 def send_or_drop(sender: UdpBatchSender, batch: PacketBatch, account: FlowAccount) -> None:
@@ -30,34 +105,7 @@ def send_or_drop(sender: UdpBatchSender, batch: PacketBatch, account: FlowAccoun
         sender.send_nowait(batch)
     except trio.WouldBlock:
         account.drop(SOCKET_FULL, len(batch))
-        return
     except SendBatchError:
         pass  # the sender has counted it
     if sender._queue.datagrams:
         sender._discard_queue()  # and so has it that
-
-
-class Upstream:
-    """A connected socket, its receiver and its sender.
-
-    Raises:
-      OSError: the system has no socket for it, or there is no way to the target.
-    """
-
-    __slots__ = ("receiver", "sender", "target")
-
-    def __init__(self, target: Address, options: SocketOptions, pool: PacketBufPool) -> None:
-        self.target = target
-        sock = open_socket(("::" if ":" in target[0] else "0.0.0.0", 0), target, options)
-        try:
-            self.receiver = UdpBatchReceiver(sock, pool)
-            self.sender = UdpBatchSender(sock)
-        except BaseException:
-            close_socket(sock)
-            raise
-
-    def close(self) -> None:
-        """Close the socket. What it has received and nobody has read is lost."""
-        self.receiver.close()
-        self.sender.close()
-        close_socket(self.sender.socket)

@@ -22,6 +22,7 @@ from .._coalesce import MAX_SEGMENTS
 from .._messages import PER_TRAIN_ADDRESS, TrainMessages
 from .._train import make_train
 from . import _abi
+from ._fan import Fan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -86,6 +87,11 @@ class SocketIO(ABC):
     @abstractmethod
     def memory(buffer_size: int, capacity: int) -> Memory:
         """Memory for a pool: buffers of so many bytes, so many slabs of them kept."""
+
+    @staticmethod
+    def fan(front: SocketIO, memory: Any, *, gso: bool) -> Fan:  # noqa: ANN401
+        """See `Fan`."""
+        return Fan(front, memory, gso=gso)
 
     @abstractmethod
     def receive(self, memory: Any, offered: int, slots: int) -> Messages | None:  # noqa: ANN401

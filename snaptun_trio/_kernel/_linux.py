@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .._coalesce import MAX_SEGMENTS
 from .._messages import PER_TRAIN_ADDRESS, TrainMessages
 from .._train import make_train
 from . import _cmsg, _rows, _sockaddr
+from ._fan import Fan, Link, Received, Sent
 from ._interface import SocketIO
 from ._pieces import IncomingMessage, received
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from .._messages import Messages, Recipient
     from .._train import Address, PacketTrain, Way
 
@@ -40,6 +44,10 @@ class LinuxIO(SocketIO):
     @staticmethod
     def memory(buffer_size: int, capacity: int) -> _rows.Pool:
         return _rows.Pool(buffer_size, capacity)
+
+    @staticmethod
+    def fan(front: SocketIO, memory: _rows.Pool, *, gso: bool) -> LinuxFan:
+        return LinuxFan(front, memory, gso=gso)
 
     def receive(self, memory: _rows.Pool, offered: int, slots: int) -> Messages | None:
         rows = memory.receive(self.sock.fileno(), offered, slots)
@@ -75,7 +83,7 @@ class LinuxIO(SocketIO):
     ) -> _rows.Outgoing:
         controls = None
         if any(ways):
-            controls = [way and self._control(name, *way) for name, way in zip(names, ways)]
+            controls = [way and self.control(name, *way) for name, way in zip(names, ways)]
         rows = _rows.rows(payloads, sizes, names, controls, addresses)
         return _rows.outgoing(rows, True, self.family)
 
@@ -99,7 +107,7 @@ class LinuxIO(SocketIO):
             # The source belongs to the way to the train's own peer, see `PacketTrain.to`.
             ways = [(t.ecn, t.local_address, t.interface_index) for t in made.trains()]
             ways = ways if kept else [(ecn, None, None) for ecn, _, _ in ways]
-            controls = [self._control(name, *way) for name, way in zip(names, ways)]
+            controls = [self.control(name, *way) for name, way in zip(names, ways)]
         return _rows.rows(made.payloads, made.segment_sizes, names, controls, made.addresses)
 
     def _names_of(self, addresses: list[Address | None]) -> list[bytes | None]:
@@ -116,7 +124,7 @@ class LinuxIO(SocketIO):
             names.append(name)
         return names
 
-    def _control(
+    def control(
         self,
         name: bytes | None,
         ecn: int | None,
@@ -127,3 +135,35 @@ class LinuxIO(SocketIO):
         ipv4 = _sockaddr.is_ipv4(name) if name else self.family == _sockaddr.AF_INET
         control = _cmsg.encode(0, ecn, local_address, interface_index, ipv4)
         return _cmsg.serialise(control) or None
+
+
+class LinuxFan(Fan):
+    """All of the many with one call of ours."""
+
+    _memory: _rows.Pool
+    # Of the many. Where some are IPv6, IPv6's limit for trains holds for all: it is the lower one.
+    _family = 0
+
+    def _tell(self, link: Link, way: Way | None) -> None:
+        self._family = max(self._family, link.io.family)
+        link.handle = link.io.sock.fileno()
+        link.name = _sockaddr.name_of(link.address, self._front.family)
+        assert isinstance(self._front, LinuxIO)
+        link.control = None if way is None else self._front.control(link.name, *way)
+
+    def receive(self, links: Sequence[Link]) -> Received:
+        rows = self._memory.receive_each(
+            [link.handle for link in links],
+            [link.name for link in links],
+            [link.control for link in links],
+        )
+        return Received(rows, rows.served, rows.error)
+
+    def send(self, links: Sequence[Link], batches: list[Messages], budget: int) -> Sent:
+        rows = [batch for batch in batches if isinstance(batch, _rows.Rows)]
+        if len(rows) < len(batches):  # they came in cut
+            return super().send(links, batches, budget)
+        handles = [link.handle for link in links]
+        segments = MAX_SEGMENTS if self._gso else 0
+        sent = _rows.send_each(rows, handles, budget, segments, self._family)
+        return Sent(*sent[:4], [*sent[4]])

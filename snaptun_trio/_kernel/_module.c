@@ -147,6 +147,8 @@ static PyMethodDef functions[] = {
      "rows(payloads, sizes, names, controls, addresses) -> Rows of what a program made."},
     {"outgoing", (PyCFunction)(void (*)(void))outgoing, METH_FASTCALL,
      "outgoing(rows, name, family) -> Outgoing"},
+    {"send_each", (PyCFunction)(void (*)(void))send_each, METH_FASTCALL,
+     "send_each(batches, fds, budget, segments, family) -> (calls, messages, datagrams, bytes, rest)"},
 #ifdef SNAPTUN_TRIO_TEST_HOOKS
     {"copy_up_to", copy_up_to, METH_O, "copy_up_to(bytes) -> the bytes before"},
     {"interpose", (PyCFunction)(void (*)(void))interpose, METH_FASTCALL,

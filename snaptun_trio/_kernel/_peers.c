@@ -152,6 +152,7 @@ static Rows *rows_beside(Rows *rows) {
         beside->extra = Py_NewRef(OBJECT(rows)); /* names, control messages, views */
         beside->plain = rows->plain;
         beside->cut = rows->cut;
+        beside->says = rows->says;
     }
     return beside;
 }

@@ -310,6 +310,79 @@ static PyObject *pool_receive(Pool *pool, PyObject *const *args, Py_ssize_t coun
     return (PyObject *)rows;
 }
 
+/* receive_each(fds, names, controls) -> Rows, with `served` and `error`.
+ *
+ * Lists of the same length: sockets, and for each the raw name of whom all that comes from it is
+ * for, and the control messages that it is to be sent with, or None. One call for each socket, of a
+ * fair share of the slots, up to the first that meets an error. What comes in is to be sent on at
+ * once, so little of it is not copied either. */
+static PyObject *pool_receive_each(Pool *pool, PyObject *const *args, Py_ssize_t count) {
+    enum { SLOTS = 256, MOST = 64 };
+    int fds[SLOTS], sources[SLOTS], used = 0;
+    struct row heads[SLOTS];
+    if (count != 3 || !PyList_Check(args[0]) || !PyList_Check(args[1]) || !PyList_Check(args[2]))
+        return PyErr_Format(PyExc_TypeError, "receive_each takes three lists");
+    Py_ssize_t sockets = PyList_Size(args[0]);
+    if (PyList_Size(args[1]) != sockets || PyList_Size(args[2]) != sockets)
+        return PyErr_Format(PyExc_ValueError, "lists of one length are needed");
+    int asked = sockets < SLOTS ? (int)sockets : SLOTS;
+    PyObject *names = PyList_GetSlice(args[1], 0, asked);
+    PyObject *controls = PyList_GetSlice(args[2], 0, asked);
+    PyObject *extra = names && controls ? PyTuple_Pack(2, names, controls) : NULL;
+    Py_XDECREF(names);
+    Py_XDECREF(controls);
+    for (int i = 0; extra && i < asked; i++) {
+        fds[i] = (int)PyLong_AsLong(PyList_GetItem(args[0], i));
+        if (PyErr_Occurred() ||
+            row_bytes(PyList_GetItem(names, i), &heads[i].name, &heads[i].name_length,
+                      NAME_SIZE) < 0 ||
+            row_bytes(PyList_GetItem(controls, i), &heads[i].control, &heads[i].control_length,
+                      CONTROL_SAID) < 0)
+            Py_CLEAR(extra);
+    }
+    Lease *lease = extra ? lease_new(pool, SLOTS, SLOTS) : NULL;
+    Rows *rows = lease ? rows_new(pool->state) : NULL;
+    if (!rows) {
+        Py_XDECREF(extra);
+        Py_XDECREF(OBJECT(lease));
+        return NULL;
+    }
+    rows->owner = (PyObject *)lease;
+    rows->extra = extra;
+    rows->says = 1;
+    struct slab *slab = lease->slab;
+    slab_rearm(slab);
+    Py_BEGIN_ALLOW_THREADS
+    while (rows->served < asked && used < slab->slots && !rows->error) {
+        int share = (slab->slots - used) / (asked - rows->served), got;
+        share = share < 1 ? 1 : share > MOST ? MOST : share;
+        do
+            got = pool->state->recvmmsg(fds[rows->served], slab->headers + used,
+                                        (unsigned int)share, MSG_DONTWAIT | MSG_TRUNC, NULL);
+        while (got < 0 && errno == EINTR);
+        if (got < 0 && errno != EAGAIN && errno != EWOULDBLOCK)
+            rows->error = errno;
+        for (int i = 0; i < got; i++)
+            sources[used++] = rows->served;
+        rows->served++;
+    }
+    Py_END_ALLOW_THREADS
+    slab->used = used;
+    rows->rows = slab->rows;
+    rows->count = used;
+    for (int i = 0; i < used; i++) {
+        struct row *row = &slab->rows[i], *head = &heads[sources[i]];
+        char plain; /* what the kernel says is not what is said to it */
+        read_row(slab, i, pool->slot_size, &plain, &rows->cut);
+        row->name = head->name;
+        row->name_length = head->name_length;
+        row->control = head->control;
+        row->control_length = head->control_length;
+    }
+    rows_sum(rows);
+    return (PyObject *)rows;
+}
+
 /* -- the pool */
 
 static PyObject *pool_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
@@ -368,6 +441,8 @@ static PyObject *pool_statistics(Pool *pool, PyObject *Py_UNUSED(ignored)) {
 static PyMethodDef pool_methods[] = {
     {"receive", (PyCFunction)(void (*)(void))pool_receive, METH_FASTCALL,
      "receive(fd, offered, slots) -> Rows or None\n\nOne recvmmsg; None where nothing is queued."},
+    {"receive_each", (PyCFunction)(void (*)(void))pool_receive_each, METH_FASTCALL,
+     "receive_each(fds, names, controls) -> Rows\n\nOne recvmmsg for each socket."},
     {"get", (PyCFunction)pool_get, METH_NOARGS, "One writable buffer of a slot's size."},
     {"statistics", (PyCFunction)pool_statistics, METH_NOARGS,
      "(in use, idle, most in use, reused, allocated, allocated beyond the capacity)"},

@@ -50,7 +50,7 @@ static int row_payload(Rows *rows, struct row *row, PyObject *payload) {
 }
 
 /* A name or control messages: bytes that `rows->extra` keeps. */
-static int row_bytes(PyObject *object, const char **base, uint16_t *length, Py_ssize_t most) {
+int row_bytes(PyObject *object, const char **base, uint16_t *length, Py_ssize_t most) {
     *base = NULL;
     *length = 0;
     if (object == Py_None)
@@ -116,12 +116,13 @@ PyObject *rows_of(PyObject *module, PyObject *const *args, Py_ssize_t count) {
             goto failed;
         if (controls != Py_None) {
             if (row_bytes(PyList_GetItem(controls, i), &row->control, &row->control_length,
-                          CONTROL_OUT - (Py_ssize_t)CMSG_SPACE(sizeof(uint16_t))) < 0)
+                          CONTROL_SAID) < 0)
                 goto failed;
             rows->plain &= !row->control;
         }
     }
     rows->count = (int)n;
+    rows->says = 1;
     rows_sum(rows);
     return (PyObject *)rows;
 failed:
@@ -315,6 +316,8 @@ static PyMemberDef rows_members[] = {
     {"plain", T_BOOL, offsetof(Rows, plain), READONLY,
      "Whether no train has control messages other than the segment size."},
     {"cut", T_BOOL, offsetof(Rows, cut), READONLY, "Whether a buffer was too small for one."},
+    {"served", T_INT, offsetof(Rows, served), READONLY, "Sockets that `receive_each` has read."},
+    {"error", T_INT, offsetof(Rows, error), READONLY, "What the last of them met, or 0."},
     {NULL, 0, 0, 0, NULL},
 };
 static PyGetSetDef rows_getset[] = {

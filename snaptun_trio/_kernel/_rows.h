@@ -34,6 +34,7 @@ enum {
     MAX_MESSAGES = 1024, /* UIO_MAXIOV: the kernel cuts a longer list in silence */
     MAX_SEGMENTS = 64,   /* what every kernel takes, see _coalesce.py */
     MAX_PIECES = 4096,   /* iovecs of one send call */
+    CONTROL_SAID = CONTROL_OUT - 24, /* what is left of it beside the segment size */
 };
 
 struct row {
@@ -85,6 +86,8 @@ typedef struct Rows {
     int views_count, count;
     char plain; /* no row has control messages but the segment size */
     char cut;   /* a buffer was too small for one of them */
+    char says;  /* control messages are to be sent, and not what the kernel said of what came in */
+    int served, error; /* of `receive_each`: how many sockets it read; what the last one met, or 0 */
     int most_segments;
     long long datagrams, nbytes;
 } Rows;
@@ -98,6 +101,7 @@ Rows *rows_new(State *state);
 void rows_sum(Rows *rows);
 PyObject *rows_of(PyObject *module, PyObject *const *args, Py_ssize_t count);
 int rows_copy(Rows *rows);
+int row_bytes(PyObject *object, const char **base, uint16_t *length, Py_ssize_t most);
 
 /* peers.c */
 PyObject *address_of(Rows *rows, int index);
@@ -126,5 +130,6 @@ PyObject *lease_memory(PyObject *lease, const char *base, Py_ssize_t length);
 
 /* send.c */
 PyObject *outgoing(PyObject *module, PyObject *const *args, Py_ssize_t count);
+PyObject *send_each(PyObject *module, PyObject *const *args, Py_ssize_t count);
 
 #endif

@@ -180,8 +180,7 @@ static int lay_out(Outgoing *sending) {
     Rows *rows = sending->rows;
     PyObject *name = sending->name_owner;
     struct layout how = {.own_names = name == Py_True,
-                         /* of a received row they are what the kernel said, and not to be said */
-                         .controls = rows->addresses != NULL,
+                         .controls = rows->says,
                          .segments = sending->single ? 1 : (uint32_t)sending->segments,
                          .family = sending->family};
     if (PyBytes_Check(name)) {
@@ -254,31 +253,17 @@ static int work_of(const struct tx *tx, int index) {
     return 1 + (int)(tx->messages[index].nbytes >> 14);
 }
 
-/* send(fd, budget, segments, single) -> 0, or the errno with which nothing was sent; see the members.
- *
- * A message has at most so many `segments`; 0 and 1 are no GSO. One call, of as many messages as the
- * budget of work allows. What is laid out stays so while messages are refused one by one, and until
- * then as long as the next call comes at once. */
-static PyObject *outgoing_send(Outgoing *sending, PyObject *const *args, Py_ssize_t count) {
-    if (count != 4)
-        return PyErr_Format(PyExc_TypeError, "send takes 4 arguments, not %zd", count);
-    long fd = PyLong_AsLong(args[0]), budget = PyLong_AsLong(args[1]);
-    long segments = PyLong_AsLong(args[2]);
-    char single = args[3] == Py_True;
-    if (PyErr_Occurred())
-        return NULL;
-    if (segments < 0 || segments > MAX_SEGMENTS)
-        return PyErr_Format(PyExc_ValueError, "%ld segments", segments);
-    segments += !segments;
-    if (sending->begin.row >= sending->rows->count)
-        return PyErr_Format(PyExc_ValueError, "nothing is left");
+/* One call, of as many messages as the budget of work allows. Returns 0, the errno with which
+ * nothing was sent, or -1 with an exception set. What is laid out stays so while messages are
+ * refused one by one, and until then as long as the next call comes at once. */
+static int transmit(Outgoing *sending, int fd, long budget, int segments, char single) {
     sending->work = 0;
     if (sending->done == sending->count || sending->segments != segments ||
         sending->single != single) {
-        sending->segments = (int)segments;
+        sending->segments = segments;
         sending->single = single;
         if (lay_out(sending) < 0)
-            return NULL;
+            return -1;
     }
     struct tx *tx = sending->tx;
     int first = sending->done, last = first, sent, error;
@@ -288,7 +273,7 @@ static PyObject *outgoing_send(Outgoing *sending, PyObject *const *args, Py_ssiz
     while (last < sending->count && spent < budget);
     Py_BEGIN_ALLOW_THREADS
     do
-        sent = sending->state->sendmmsg((int)fd, tx->headers + first, (unsigned int)(last - first),
+        sent = sending->state->sendmmsg(fd, tx->headers + first, (unsigned int)(last - first),
                                         MSG_DONTWAIT | MSG_NOSIGNAL);
     while (sent < 0 && errno == EINTR);
     error = errno;
@@ -306,7 +291,83 @@ static PyObject *outgoing_send(Outgoing *sending, PyObject *const *args, Py_ssiz
     show_next(sending);
     if (sending->done == sending->count || (sent < 0 && (error == EAGAIN || error == EWOULDBLOCK)))
         let_go(sending);
-    return PyLong_FromLong(sent < 0 ? error : 0);
+    return sent < 0 ? error : 0;
+}
+
+/* A message has at most so many segments; 0 and 1 are no GSO. Returns -1 for what is out of range. */
+static int most_segments(PyObject *argument) {
+    long segments = PyLong_AsLong(argument);
+    if (segments < 0 || segments > MAX_SEGMENTS) {
+        if (!PyErr_Occurred())
+            PyErr_Format(PyExc_ValueError, "%ld segments", segments);
+        return -1;
+    }
+    return segments ? (int)segments : 1;
+}
+
+/* send(fd, budget, segments, single) -> 0, or the errno with which nothing was sent: see `transmit`
+ * and the members. */
+static PyObject *outgoing_send(Outgoing *sending, PyObject *const *args, Py_ssize_t count) {
+    if (count != 4)
+        return PyErr_Format(PyExc_TypeError, "send takes 4 arguments, not %zd", count);
+    long fd = PyLong_AsLong(args[0]), budget = PyLong_AsLong(args[1]);
+    int segments = PyErr_Occurred() ? -1 : most_segments(args[2]);
+    if (segments < 0)
+        return NULL;
+    if (sending->begin.row >= sending->rows->count)
+        return PyErr_Format(PyExc_ValueError, "nothing is left");
+    int error = transmit(sending, (int)fd, budget, segments, args[3] == Py_True);
+    return error < 0 ? NULL : PyLong_FromLong(error);
+}
+
+/* send_each(batches, fds, budget, segments, family) -> (calls, messages, datagrams, bytes, rest)
+ *
+ * Lists of rows and of sockets that are connected to whom they are for: one call for each. What was
+ * not taken whole is in the rest, as (place, errno or 0, Outgoing). */
+PyObject *send_each(PyObject *module, PyObject *const *args, Py_ssize_t count) {
+    State *state = state_of(module);
+    if (count != 5 || !PyList_Check(args[0]) || !PyList_Check(args[1]) ||
+        PyList_Size(args[0]) != PyList_Size(args[1]))
+        return PyErr_Format(PyExc_TypeError, "send_each takes two lists of one length");
+    long budget = PyLong_AsLong(args[2]), family = PyErr_Occurred() ? 0 : PyLong_AsLong(args[4]);
+    int segments = PyErr_Occurred() ? -1 : most_segments(args[3]);
+    if (segments < 0)
+        return NULL;
+    PyObject *rest = PyList_New(0);
+    long long calls = 0, messages = 0, datagrams = 0, nbytes = 0;
+    for (Py_ssize_t i = 0; rest && i < PyList_Size(args[0]); i++) {
+        PyObject *rows = PyList_GetItem(args[0], i);
+        if (!rows || Py_TYPE(rows) != state->rows_type) {
+            PyErr_Format(PyExc_TypeError, "send_each takes rows");
+            goto failed;
+        }
+        long fd = PyLong_AsLong(PyList_GetItem(args[1], i));
+        if (PyErr_Occurred())
+            goto failed;
+        Outgoing *sending = outgoing_new(state, (Rows *)Py_NewRef(rows), Py_None, (int)family);
+        if (!sending)
+            goto failed;
+        int error = sending->begin.row < sending->rows->count
+                        ? transmit(sending, (int)fd, budget, segments, 0)
+                        : 0;
+        if (error >= 0 && sending->begin.row >= sending->rows->count) {
+            calls++;
+            messages += sending->messages;
+            datagrams += sending->datagrams;
+            nbytes += sending->nbytes;
+        } else {
+            PyObject *left = error < 0 ? NULL : Py_BuildValue("niO", i, error, sending);
+            error = left ? PyList_Append(rest, left) : -1;
+            Py_XDECREF(left);
+        }
+        Py_DECREF(OBJECT(sending));
+        if (error < 0)
+            goto failed;
+    }
+    return rest ? Py_BuildValue("LLLLN", calls, messages, datagrams, nbytes, rest) : NULL;
+failed:
+    Py_DECREF(rest);
+    return NULL;
 }
 
 /* skip(train, offset): go on from there, where the refused message or a later one ends. */
