@@ -41,7 +41,6 @@ class FlowAccount:
         self.handing_out = 0
         self._dropped: Counter[str] = Counter()
         self._errors: Counter[int] = Counter()
-        self._buffers = 0
         self._receive_calls = self._trains_in = self._datagrams_in = self._bytes_in = 0
         self._send_calls = self._trains_out = self._datagrams_out = self._bytes_out = 0
 
@@ -72,9 +71,8 @@ class FlowAccount:
         """A socket told of an error about an earlier datagram."""
         self._errors[number] += 1
 
-    def forget(self, sender: UdpBatchSender | None, buffers_dropped: int) -> None:
-        """A socket is closed: its sender, if it had one, and what the kernel dropped from it."""
-        self._buffers += buffers_dropped
+    def forget(self, sender: UdpBatchSender | None) -> None:
+        """A socket is closed that had this sender, or none."""
         if sender is not None:
             flush = sender._flush
             self.sent(flush.calls, flush.trains, flush.datagrams, flush.nbytes)
@@ -94,7 +92,7 @@ class FlowAccount:
     ) -> RelayFlow:
         """All counts, with those of receivers, senders and sockets that are still there."""
         calls, trains, datagrams = self._receive_calls, self._trains_in, self._datagrams_in
-        nbytes, buffers = self._bytes_in, self._buffers + buffers_dropped
+        nbytes, buffers = self._bytes_in, buffers_dropped
         for receiver in receivers:
             told = receiver.statistics()
             calls += told.receive_calls

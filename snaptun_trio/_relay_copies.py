@@ -56,6 +56,7 @@ class RelayCopies:
         self._to_targets, self._to_clients = to_targets, to_clients
         self._poller: Poller[Upstream] = open_poller()
         self._upstreams: dict[Address, Upstream] = {}
+        self._dropped_before = 0
         self.counts = SessionCounts()  # it has no sessions
         self.stopping = False
         try:
@@ -70,6 +71,10 @@ class RelayCopies:
     def upstreams(self) -> Iterator[Upstream]:
         """All of them."""
         return iter(self._upstreams.values())
+
+    def buffers_dropped(self) -> int:
+        """What the kernel dropped of what targets sent back."""
+        return self._dropped_before + sum([one.io.drops() or 0 for one in self.upstreams()])
 
     async def forward(self, batch: PacketBatch[Address]) -> None:
         """Send what clients sent to every target."""
@@ -119,9 +124,9 @@ class RelayCopies:
 
     def _close(self, upstream: Upstream) -> None:
         self._poller.remove(upstream.io.sock.fileno(), upstream.io)
-        self._to_clients.forget(None, upstream.io.drops() or 0)
+        self._dropped_before += upstream.io.drops() or 0
         upstream.close()
-        self._to_targets.forget(upstream.sender, 0)
+        self._to_targets.forget(upstream.sender)
 
     def close(self) -> None:
         """Close everything."""

@@ -42,6 +42,8 @@ _NOTES = 64
 # So many times in a row sockets were called ready and nothing came in, before we pause; in seconds.
 _PATIENCE = 16
 _PAUSE = 0.001
+# So many sockets are asked at once what the kernel dropped; each takes some microseconds.
+_ASKED_AT_ONCE = 200
 # So many receive calls at most for a session that has to go.
 _LAST_CALLS = 16
 
@@ -53,10 +55,12 @@ class RelaySession(Upstream):
       last_heard, established: see `_peer_table.Peer`. It is established once its client has sent a
         second time.
       noted_until: when it has to be noted again that it is in use.
+      buffers_dropped: what the kernel had dropped from its socket when it was asked last.
     """
 
-    __slots__ = ("established", "last_heard", "noted_until")
+    __slots__ = ("buffers_dropped", "established", "last_heard", "noted_until")
 
+    buffers_dropped: int
     last_heard: float
     established: bool
     noted_until: float
@@ -99,6 +103,8 @@ class RelaySessions:
         self._openings = Openings()
         self._rare_log = RareLog()
         self._in_vain = 0
+        self._buffers_dropped = 0
+        self._to_ask: list[RelaySession] = []
         self.counts = SessionCounts()
         self.stopping = False
 
@@ -108,6 +114,23 @@ class RelaySessions:
     def upstreams(self) -> Iterator[Upstream]:
         """All of them."""
         return iter(self._table)
+
+    def buffers_dropped(self) -> int:
+        """What the kernel dropped from the sockets of all sessions that there are.
+
+        Some are asked each time, one after the other: with thousands it is some calls old.
+        """
+        for _ in range(min(_ASKED_AT_ONCE, len(self._table))):
+            if not self._to_ask:
+                self._to_ask = list(self._table)
+            self._ask(self._to_ask.pop())
+        return self._buffers_dropped
+
+    def _ask(self, session: RelaySession) -> None:
+        dropped = session.io.drops()
+        if dropped is not None:  # nor is the socket closed
+            self._buffers_dropped += dropped - session.buffers_dropped
+            session.buffers_dropped = dropped
 
     def _in_use(self, session: RelaySession, now: float, *, more: bool) -> None:
         self._table.heard(session, now, more=more)
@@ -194,6 +217,7 @@ class RelaySessions:
             self._rare_log.warn(error.errno or 0, message, target, error)
             return None
         session.last_heard, session.noted_until = now, now + self._grain
+        session.buffers_dropped = 0
         session.established = first.datagrams > 1
         self._table.add(session)
         self.counts.created += 1
@@ -265,9 +289,9 @@ class RelaySessions:
             self._table.remove(session)
             fd = session.io.sock.fileno()
             self._poller.remove(fd, session.io)
-            self._to_clients.forget(None, session.io.drops() or 0)
+            self._ask(session)
             session.close()
-            self._to_targets.forget(session.sender, 0)
+            self._to_targets.forget(session.sender)
 
     def close(self) -> None:
         """Close everything, after a last look for answers."""
