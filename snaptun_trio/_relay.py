@@ -78,9 +78,9 @@ class UdpRelay:
     more are never given up for a newcomer's sake, and where all are of that kind the newcomer is
     shed. At most 1024 sessions are opened at once, and 4096 a second; what goes beyond is shed too.
 
-    **The end.** `stop` turns new clients away, lets the sessions go on until nothing has come for
-    0.1 seconds, and ends `run`. Cancelling `run` ends it at once. Either way what the kernel has
-    received by then is sent, as far as that goes without waiting.
+    **The end.** `stop`, and `drain` which waits for it, turns new clients away, lets the sessions go
+    on until nothing has come for 0.1 seconds, and ends `run`. Cancelling `run` ends it at once.
+    Either way what the kernel has received by then is sent, as far as that goes without waiting.
 
     Args:
       local: where clients send to: what `open_udp_socket` takes as ``local``, or a bound UDP
@@ -143,7 +143,7 @@ class UdpRelay:
         self._reuse_port = reuse_port
         self._options = SocketOptions(False, receive_buffer, send_buffer, fragment)
         self._targets: tuple[Address, ...] = ()
-        self._stop = trio.Event()
+        self._stop, self._ended = trio.Event(), trio.Event()
         self._began = False
         self._local_address: Address | None = None
         self._forwarding: RelaySessions | RelayCopies | None = None
@@ -205,6 +205,7 @@ class UdpRelay:
         finally:
             if sock is not None:
                 close_socket(sock)
+            self._ended.set()
 
     def stop(self) -> None:
         """Turn new clients away, and end `run` when nothing more comes, or after ``grace``.
@@ -214,6 +215,13 @@ class UdpRelay:
         if self._forwarding is not None:
             self._forwarding.stopping = True
         self._stop.set()
+
+    async def drain(self) -> None:
+        """`stop`, and wait until `run` has returned. A checkpoint; if cancelled, it is stopped."""
+        self.stop()
+        await trio.lowlevel.checkpoint()
+        if self._began:
+            await self._ended.wait()
 
     async def set_targets(self, targets: Iterable[Address]) -> None:
         """Have other targets from now on, after their names are resolved. A checkpoint.

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 class RelayFlow:
     """One direction of a `UdpRelay`. At any time::
 
-    datagrams_in + datagrams_added == (
-        datagrams_out + sum(dropped.values()) + datagrams_waiting)
+        datagrams_in + datagrams_added == (
+            datagrams_out + sum(dropped.values()) + datagrams_waiting)
+
+    *In* is what was received, *out* what the kernel took.
     """
 
     datagrams_in: int
@@ -71,8 +73,11 @@ class RelayFlow:
 class RelayStatistics:
     """A snapshot of a `UdpRelay`. At any time::
 
-    sessions_created == (
-        sessions + sessions_expired + sessions_evicted + sessions_moved + sessions_failed)
+        sessions_created == (
+            sessions + sessions_expired + sessions_evicted + sessions_moved + sessions_failed
+            + sessions_closed)
+
+    With ``duplicate`` there are no sessions.
     """
 
     sessions: int

@@ -268,84 +268,17 @@ async def ask(client: trio.socket.SocketType, packets: list[bytes], server: Addr
     return answers
 
 
-@pytest.mark.core
-async def test_relay_example_gives_each_of_several_clients_its_own_answers(
-    backend: str, nursery: trio.Nursery, stack: contextlib.ExitStack
-) -> None:
-    relay = example("relay")
-    front, target, *clients = [stack.enter_context(await bound_socket()) for _ in range(5)]
-    questions = [[b"%d from %d" % (n, number) for n in range(20)] for number in range(3)]
-    echo = EchoServer(target, most=sum(map(len, questions)) + len(clients))
-    nursery.start_soon(echo.run)
-    nursery.start_soon(relay.relay, front, target.getsockname())
-    answers: dict[int, list[bytes]] = {}
-
-    async def be_client(number: int) -> None:
-        client = clients[number]
-        answers[number] = await ask(client, questions[number], front.getsockname())
-
-    with trio.fail_after(HANG_GUARD):
-        async with trio.open_nursery() as asking:
-            for number in range(3):
-                asking.start_soon(be_client, number)
-        assert answers == dict(enumerate(questions))
-        # Nothing is on its way any more: a datagram that comes too often would be before these.
-        for client in clients:
-            assert await ask(client, [b"the last"], front.getsockname()) == [b"the last"]
-    assert len(echo.seen) == echo.most
-    assert len(echo.peers) == len(clients)
-    nursery.cancel_scope.cancel()
-
-
-async def test_relay_example_takes_only_so_many_clients(
-    nursery: trio.Nursery, stack: contextlib.ExitStack, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    relay = example("relay")
-    monkeypatch.setattr(relay, "MOST_CLIENTS", 1)
-    front, target, *clients = [stack.enter_context(await bound_socket()) for _ in range(4)]
-    echo = EchoServer(target, most=2)
-    nursery.start_soon(echo.run)
-    nursery.start_soon(relay.relay, front, target.getsockname())
-    with trio.fail_after(HANG_GUARD):
-        assert await ask(clients[0], [b"one"], front.getsockname()) == [b"one"]
-        await clients[1].sendto(b"too many", front.getsockname())
-        assert await ask(clients[0], [b"two"], front.getsockname()) == [b"two"]
-    assert echo.seen == [b"one", b"two"]
-    nursery.cancel_scope.cancel()
-
-
-async def test_relay_example_forgets_a_client_that_gets_no_answers(
-    nursery: trio.Nursery, stack: contextlib.ExitStack, mock_clock: trio.testing.MockClock
-) -> None:
-    relay = example("relay")
-    front, target, client = [stack.enter_context(await bound_socket()) for _ in range(3)]
-    echo = EchoServer(target, most=4)
-    nursery.start_soon(echo.run)
-    nursery.start_soon(relay.relay, front, target.getsockname())
-    for packet, pause, links in (
-        (b"one", 0.0, 1),
-        (b"two", 0.75 * relay.IDLE_SECONDS, 1),
-        (b"three", 0.75 * relay.IDLE_SECONDS, 1),  # each answer starts the time anew
-        (b"four", 1.5 * relay.IDLE_SECONDS, 2),
-    ):
-        mock_clock.jump(pause)
-        await trio.testing.wait_all_tasks_blocked()
-        assert await ask(client, [packet], front.getsockname()) == [packet]
-        assert len(echo.peers) == links
-    nursery.cancel_scope.cancel()
-
-
 async def test_join_example_passes_datagrams_both_ways(
     backend: str, nursery: trio.Nursery, stack: contextlib.ExitStack
 ) -> None:
-    relay = example("relay")
+    join = example("join")
     left, right, client, target = [stack.enter_context(await bound_socket()) for _ in range(4)]
     await left.connect(client.getsockname())
     await right.connect(target.getsockname())
     packets = [b"packet %d" % number for number in range(20)]
     echo = EchoServer(target, most=len(packets))
     nursery.start_soon(echo.run)
-    nursery.start_soon(relay.join, left, right)
+    nursery.start_soon(join.join, left, right)
     with trio.fail_after(HANG_GUARD):
         assert await ask(client, packets, left.getsockname()) == packets
     assert echo.seen == packets

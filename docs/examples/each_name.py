@@ -27,6 +27,8 @@ from snaptun_trio import (
     ReceiverClosedError,
     ReceiverFailedError,
     ReceiverStatistics,
+    RelayFlow,
+    RelayStatistics,
     SendBatchError,
     SenderStatistics,
     SendFailure,
@@ -35,6 +37,7 @@ from snaptun_trio import (
     UdpBatchSender,
     UdpChannel,
     UdpReceiverGroup,
+    UdpRelay,
     UdpServer,
     open_batch_pump,
     open_udp_channel,
@@ -244,6 +247,22 @@ async def client_and_server() -> None:
         assert (of_server.peers, of_server.datagrams_received) == (1, 1)
         assert [peer.address[1] for peer in server.peers] == [client.local_address[1]]
         nursery.cancel_scope.cancel()
+
+
+async def what_a_relay_counts() -> None:
+    async with await open_udp_channel("127.0.0.1", 9) as target:  # which says nothing
+        relay = UdpRelay(("127.0.0.1", 0), [target.local_address], max_sessions=100)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(relay.run)
+        async with await open_udp_channel(*relay.local_address[:2]) as client:
+            await client.send_packet(b"hello")
+            while relay.statistics().to_targets.datagrams_out == 0:
+                await trio.lowlevel.checkpoint()
+        relay.stop()
+    counted: RelayStatistics = relay.statistics()
+    assert (counted.sessions_created, counted.sessions_closed) == (1, 1)
+    to_targets: RelayFlow = counted.to_targets
+    assert (to_targets.datagrams_in, to_targets.bytes_out, dict(to_targets.dropped)) == (1, 5, {})
 
 
 async def lossy_network() -> None:
