@@ -1,0 +1,128 @@
+# A relay that runs: started on a processor of its own, asked for its CPU time, ended.
+#
+# Its CPU time is that of everything it started, too. A live process has a clock that counts its
+# nanoseconds, of threads that have ended as well; children that have ended and were waited for are
+# in their parent's account, which the kernel keeps in ticks.
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .._client import on_processor
+from ._load import CannotError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ._contenders import Contender
+
+HOST = "127.0.0.1"
+END_SECONDS = 5.0
+TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+
+
+def free_port() -> int:
+    """A port that nobody has, for a program that wants to be told."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind((HOST, 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def family(ancestor: int) -> dict[int, int]:
+    """A process and all its descendants, with the ticks of those that each has waited for."""
+    ticks: dict[int, int] = {}
+    children: dict[int, list[int]] = {}
+    for entry in os.scandir("/proc"):
+        if not entry.name.isdigit():
+            continue
+        try:
+            stat = Path(entry.path, "stat").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            continue  # it has just ended
+        fields = stat.rpartition(")")[2].split()  # from the third, the state, on
+        ticks[int(entry.name)] = int(fields[13]) + int(fields[14])
+        children.setdefault(int(fields[1]), []).append(int(entry.name))
+    found = [ancestor]
+    for pid in found:
+        found += children.get(pid, ())
+    return {pid: ticks.get(pid, 0) for pid in found}
+
+
+def clock_ns(pid: int) -> int:
+    """A process's CPU time; none once it has ended."""
+    try:
+        return time.clock_gettime_ns(~pid << 3 | 2)  # CPUCLOCK_SCHED, see clock_getcpuclockid(3)
+    except OSError:
+        return 0
+
+
+class Relay:
+    """A contender that runs."""
+
+    def __init__(self, name: str, process: subprocess.Popen[bytes], port: int) -> None:
+        self.name, self.port = name, port
+        self._process = process
+
+    def cpu_ns(self) -> int:
+        """What it and its descendants have used so far."""
+        members = family(self._process.pid)
+        return sum(clock_ns(pid) + ticks * TICK_NS for pid, ticks in members.items())
+
+    def check_alive(self) -> None:
+        """Raises `CannotError` if it has ended."""
+        if self._process.poll() is not None:
+            raise CannotError(f"it ended with {self._process.returncode}")
+
+    def end(self) -> None:
+        """SIGTERM, to its children as well; what is left of them after a while is killed."""
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            if not self._signal(number):
+                break
+            deadline = time.monotonic() + END_SECONDS
+            while time.monotonic() < deadline and self._signal(0):
+                self._process.poll()
+                time.sleep(0.01)
+        self._process.wait(END_SECONDS)
+
+    def _signal(self, number: int) -> bool:
+        """To the group that was started for it. Whether there is anyone left."""
+        try:
+            os.killpg(self._process.pid, number)
+        except ProcessLookupError:
+            return False
+        return True
+
+
+@contextmanager
+def running(contender: Contender, target_port: int) -> Iterator[Relay]:
+    """Start it on the last processor, and end it. Raises `CannotError` if it does not run."""
+    listen = free_port()
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        command = contender.command(f"{HOST}:{listen}", f"{HOST}:{target_port}", directory)
+        output = directory / "output"
+        with output.open("wb") as file, on_processor(max(os.sched_getaffinity(0))):
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        relay = Relay(contender.name, process, listen)
+        try:
+            yield relay
+        except CannotError as error:
+            last = output.read_text(encoding="utf-8", errors="replace").splitlines()[-1:]
+            raise CannotError(": ".join([str(error), *last])) from error
+        finally:
+            relay.end()
