@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ._load import Ends
     from ._rows import Row, Shape
 
-READY_TRIES = 100
+READY_TRIES, READY_PATIENCE = 1000, 0.03
 OPENING_TRIES = 10
 CHECKED_TRAINS = 3  # of each client
 WINDOW = 1000  # datagrams under way, unless they are lost
@@ -103,9 +103,10 @@ def sit(ends: Ends, relay: Relay, shape: Shape, plan: Plan) -> Sitting:
 
 def wait_until_ready(ends: Ends, relay: Relay) -> None:
     """Until the first client's datagram comes back. Raises `CannotError` if none does."""
+    probe = Plan(clients=1, window=1, most_trains=1, patience=READY_PATIENCE)
     for _ in range(READY_TRIES):
         relay.check_alive()
-        if ends.run(relay.port, 1, Plan(clients=1, window=1, most_trains=1)).returned:
+        if ends.run(relay.port, 1, probe).returned:
             return
     raise CannotError("no datagram came back")
 

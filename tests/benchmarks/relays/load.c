@@ -17,6 +17,7 @@
  */
 #define _GNU_SOURCE
 #include "messages.h"
+#include "plan.h"
 
 #include <arpa/inet.h>
 #include <time.h>
@@ -25,13 +26,14 @@ enum {
     MOST_SENT_BYTES = 1 << 18,  /* a call's; what is sent stays in the cache */
     CALLS = 64,                 /* in a row, until it is the other end's turn */
     FIRST_ADDRESS = 0x7f010000, /* 127.1.0.0 */
-    MAGIC = 0x52454c59,
+    MAGIC = 0x5245,
     HALF_MS = 500000,
     STALLED = 100000000,        /* ns without an answer: what is under way is lost */
 };
 
 struct head {
-    uint32_t magic, client;
+    uint16_t magic, run;
+    uint32_t client;
     uint64_t number;
 };
 
@@ -41,23 +43,6 @@ struct load {
     struct sockaddr_in relay;
     char *filler; /* what follows a head */
     struct messages questions, echoed, answers;
-};
-
-/* What a run is to do. */
-struct plan {
-    uint32_t first, clients; /* their numbers; they send a train each in turn */
-    uint32_t window;         /* datagrams under way; 0: paced */
-    uint32_t checks;         /* every byte */
-    double trains_per_ms;    /* paced */
-    uint64_t most_trains, most_ns;
-    uint64_t patience_ns; /* at the end, without an answer: nothing more comes */
-};
-
-/* What it did, in datagrams. */
-struct counts {
-    uint64_t sent, echoed, returned, wrong;
-    uint64_t ns; /* to the last answer */
-    uint64_t window; /* what is left of it: less what was lost since it last was whole */
 };
 
 static uint64_t now(void)
@@ -118,15 +103,23 @@ static void ask(struct load *l, const struct plan *p, struct counts *c, uint32_t
         if (l->segments > 1)
             put(h, next, SOL_UDP, UDP_SEGMENT, &size, sizeof size);
         for (uint32_t segment = 0; segment < l->segments; segment++) {
-            struct head head = {MAGIC, client, c->sent++};
+            struct head head = {MAGIC, p->run, client, c->sent++};
             memcpy((char *)m->iov[i].iov_base + segment * l->size, &head, sizeof head);
         }
     }
     send_all(l->near, m->of, trains);
 }
 
+/* Whether a datagram is too late for its own run. */
+static int late(const struct plan *p, const char *datagram)
+{
+    struct head head;
+    memcpy(&head, datagram, sizeof head);
+    return head.magic == MAGIC && head.run != p->run;
+}
+
 /* The far end: back with it. */
-static int echo(struct load *l, struct counts *c)
+static int echo(struct load *l, const struct plan *p, struct counts *c)
 {
     struct messages *m = &l->echoed;
     int any = 0;
@@ -141,7 +134,8 @@ static int echo(struct load *l, struct counts *c)
             if (size < nbytes)
                 put(h, &m->control[i].align, SOL_UDP, UDP_SEGMENT, &segment_size,
                     sizeof segment_size);
-            c->echoed += size ? (nbytes + size - 1) / size : 1;
+            if (!late(p, m->iov[i].iov_base))
+                c->echoed += size ? (nbytes + size - 1) / size : 1;
         }
         if (count > 0)
             send_all(l->far, m->of, (uint32_t)count), any = 1;
@@ -174,6 +168,8 @@ static int take(struct load *l, const struct plan *p, struct counts *c, uint8_t 
         for (int i = 0; i < count; i++) {
             uint32_t address = 0, nbytes = m->of[i].msg_len, size = look(&m->of[i], &address);
             uint32_t datagrams = size ? (nbytes + size - 1) / size : 1;
+            if (late(p, m->iov[i].iov_base))
+                continue;
             c->returned += datagrams;
             if (nbytes != datagrams * l->size)
                 c->wrong += datagrams;
@@ -200,7 +196,7 @@ int load_run(struct load *l, const struct plan *p, struct counts *c)
     int64_t lost = 0;
     for (;;) {
         int due_to_echo = p->window || ticks % 2;
-        if (due_to_echo && echo(l, c) && !p->window)
+        if (due_to_echo && echo(l, p, c) && !p->window)
             heard = now();
         int back = take(l, p, c, seen);
         uint64_t t = now();
