@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ._load import Ends
     from ._rows import Row, Shape
 
-READY_TRIES, READY_PATIENCE = 1000, 0.03
+READY_TRIES, READY_PATIENCE = 300, 0.03
 OPENING_TRIES = 10
 CHECKED_TRAINS = 3  # of each client
 WINDOW = 1000  # datagrams under way, unless they are lost
@@ -185,6 +185,8 @@ def measure_shape(
         for _ in range(effort.rounds):
             for each in measured:
                 for relay in relays:
+                    if relay.name in each.cannot:
+                        continue
                     with each.noting(relay.name):
                         sitting = SITTINGS[each.row.kind](ends, relay, shape, effort.seconds)
                         each.add(relay.name, sitting)
@@ -200,6 +202,8 @@ def measure_opening(
     plan = Plan(clients=clients, first=1, window=row.together, most_trains=clients, checks=True)
     for _ in range(effort.rounds):
         for contender in contenders:
+            if contender.name in measured.cannot:
+                continue
             with measured.noting(contender.name), running(contender, ends.far_port) as relay:
                 wait_until_ready(ends, relay)
                 sitting = sit(ends, relay, row.shape, plan)

@@ -12,11 +12,12 @@ import socket
 import subprocess
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .._client import on_processor
+from ._contenders import HOST
 from ._load import CannotError
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
     from ._contenders import Contender
 
-HOST = "127.0.0.1"
 END_SECONDS = 5.0
 TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
@@ -83,12 +83,15 @@ class Relay:
             raise CannotError(f"it ended with {self._process.returncode}")
 
     def end(self) -> None:
-        """SIGTERM, to its children as well; what is left of them after a while is killed."""
+        """SIGTERM, as a user would; then to children that it left; what stays on is killed."""
+        self._process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(END_SECONDS)
         for number in (signal.SIGTERM, signal.SIGKILL):
+            deadline = time.monotonic() + END_SECONDS
             if not self._signal(number):
                 break
-            deadline = time.monotonic() + END_SECONDS
-            while time.monotonic() < deadline and self._signal(0):
+            while self._signal(0) and time.monotonic() < deadline:
                 self._process.poll()
                 time.sleep(0.01)
         self._process.wait(END_SECONDS)
