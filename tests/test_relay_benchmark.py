@@ -19,6 +19,8 @@ from .benchmarks._traffic import open_socket
 from .benchmarks.relays import __main__ as command
 from .benchmarks.relays._contenders import CONTENDERS, Contender, from_option
 from .benchmarks.relays._load import Plan, build, open_ends
+from .benchmarks.relays._measuring import Effort, measure
+from .benchmarks.relays._rows import PACED, Row, Shape
 from .benchmarks.relays._running import running
 
 if TYPE_CHECKING:
@@ -177,6 +179,19 @@ def test_a_relay_of_the_users_own_is_called_as_he_said(tmp_path: Path) -> None:
     assert contender.name == "mine"
     line = contender.command("127.0.0.1:1", "127.0.0.1:2", tmp_path)
     assert line == ["run", "my relay", "--from=127.0.0.1:1", "127.0.0.1:2", "{other}"]
+
+
+def test_why_a_relay_cannot_be_measured_is_said_and_ends_nothing_else(
+    library: ctypes.CDLL, tmp_path: Path
+) -> None:
+    ending = f"{sys.executable} -c 'import sys; print(1); sys.exit(\"not today\")'"
+    contenders = [from_option(f"absent={tmp_path}/absent"), from_option(f"ending={ending}")]
+    row = Row(PACED, Shape(1, 1))
+    with open_ends(library) as ends:
+        (measured,) = measure(ends, contenders, [row], Effort(1, 0.01), lambda _: None)
+    assert "No such file" in measured.cannot["absent"]
+    assert measured.cannot["ending"] == "it ended with 1: not today"
+    assert not measured.sittings
 
 
 @pytest.mark.slow

@@ -108,7 +108,7 @@ def wait_until_ready(ends: Ends, relay: Relay) -> None:
         relay.check_alive()
         if ends.run(relay.port, 1, probe).returned:
             return
-    raise CannotError("no datagram came back")
+    raise relay.failed("no datagram came back")
 
 
 def open_sessions(ends: Ends, relay: Relay, shape: Shape) -> None:

@@ -68,19 +68,26 @@ def clock_ns(pid: int) -> int:
 class Relay:
     """A contender that runs."""
 
-    def __init__(self, name: str, process: subprocess.Popen[bytes], port: int) -> None:
+    def __init__(
+        self, name: str, process: subprocess.Popen[bytes], port: int, output: Path
+    ) -> None:
         self.name, self.port = name, port
-        self._process = process
+        self._process, self._output = process, output
 
     def cpu_ns(self) -> int:
         """What it and its descendants have used so far."""
         members = family(self._process.pid)
         return sum(clock_ns(pid) + ticks * TICK_NS for pid, ticks in members.items())
 
+    def failed(self, reason: str) -> CannotError:
+        """An error that has the last line of what it printed."""
+        printed = self._output.read_text(encoding="utf-8", errors="replace")
+        return CannotError(": ".join([reason, *printed.splitlines()[-1:]]))
+
     def check_alive(self) -> None:
         """Raises `CannotError` if it has ended."""
         if self._process.poll() is not None:
-            raise CannotError(f"it ended with {self._process.returncode}")
+            raise self.failed(f"it ended with {self._process.returncode}")
 
     def end(self) -> None:
         """SIGTERM, as a user would; then to children that it left; what stays on is killed."""
@@ -107,25 +114,25 @@ class Relay:
 
 @contextmanager
 def running(contender: Contender, target_port: int) -> Iterator[Relay]:
-    """Start it on the last processor, and end it. Raises `CannotError` if it does not run."""
+    """Start it on the last processor, and end it. Raises `CannotError` if it does not start."""
     listen = free_port()
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         command = contender.command(f"{HOST}:{listen}", f"{HOST}:{target_port}", directory)
         output = directory / "output"
         with output.open("wb") as file, on_processor(max(os.sched_getaffinity(0))):
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        relay = Relay(contender.name, process, listen)
+            try:
+                process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise CannotError(f"it does not start: {error}") from error
+        relay = Relay(contender.name, process, listen, output)
         try:
             yield relay
-        except CannotError as error:
-            last = output.read_text(encoding="utf-8", errors="replace").splitlines()[-1:]
-            raise CannotError(": ".join([str(error), *last])) from error
         finally:
             relay.end()
