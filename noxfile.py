@@ -234,6 +234,14 @@ def bench(session: nox.Session) -> None:
     session.run("python", "-m", "tests.benchmarks", *session.posargs)
 
 
+@nox.session(default=False, name="bench-relays")
+def bench_relays(session: nox.Session) -> None:
+    """Measure the relay beside nginx, socat and others, where they are. Options: `-- --help`."""
+    install(session, "test", "bench", package=None)
+    session.install("-e", ".[cli]")  # it runs in the checkout, and wants the compiled part there
+    session.run("python", "-m", "tests.benchmarks.relays", *session.posargs)
+
+
 @nox.session(default=False)
 def soak(session: nox.Session) -> None:
     """The long forms of the fault tests, hours if wished. Options go to pytest: `-- --help`."""

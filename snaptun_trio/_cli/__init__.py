@@ -1,4 +1,4 @@
-# The command line, `snaptun-trio` or `python -m snaptun_trio`: programs that use the library through
+# The command line, `snaptun-trio` or `python -m snaptun_trio`: programs that use the library by
 # its public names only. The library knows nothing of them, and needs nothing that they need.
 #
 #     _main.py        the commands, and how each ends: exit codes, and one line for what went wrong
@@ -14,3 +14,13 @@
 #     _forwarders.py  what is compared: the pump, trio.socket, asyncio, uvloop
 #     _path.py        the three processes of a path, from outside
 #     _ledger.py      the counts, and whether they add up
+#
+#     client  <-->  UdpRelay in a worker  <-->  target        the command `relay`
+#                     ^ orders, v reports
+#     supervisor --sums--> view, metrics
+#
+#     _relay_worker.py   a process that relays
+#     _supervisor.py     keeps the workers running, each on a socket of its own
+#     _relay_totals.py   what their reports come to
+#     _relay_view.py     what is shown of it: lines, JSON, a live view
+#     _metrics.py        what Prometheus is told of it

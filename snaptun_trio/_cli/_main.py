@@ -17,7 +17,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from .._version import __version__
-from . import _bench_command, _demo_command, _probe_command
+from . import _bench_command, _demo_command, _probe_command, _relay_command
 from ._arguments import CommandError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
 PROGRAM = "snaptun-trio"
-COMMANDS = (_demo_command, _bench_command, _probe_command)
+COMMANDS = (_demo_command, _bench_command, _probe_command, _relay_command)
 EXTRA = ("rich", "prometheus_client")  # what pip installs for `snaptun_trio[cli]`
 
 

@@ -72,18 +72,24 @@ class Child:
         raise CommandError(f"the {self.name} process did not answer {within}")
 
 
-@asynccontextmanager
-async def open_child(name: str, command: Sequence[str]) -> AsyncGenerator[Child, None]:
-    """Start ``python`` with the given arguments; at the end of the block, end it for certain."""
+async def start(command: Sequence[str], pass_fds: Sequence[int] = ()) -> trio.Process:
+    """Start ``python`` with the given arguments."""
     # It imports the very package that runs here, wherever both were started.
     path = os.pathsep.join(filter(None, [str(PACKAGE_PARENT), os.environ.get("PYTHONPATH")]))
-    process = await trio.lowlevel.open_process(
+    return await trio.lowlevel.open_process(
         [sys.executable, "-P", *command],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": path},
         start_new_session=True,
+        pass_fds=pass_fds,
     )
+
+
+@asynccontextmanager
+async def open_child(name: str, command: Sequence[str]) -> AsyncGenerator[Child, None]:
+    """Start ``python`` with the given arguments; at the end of the block, end it for certain."""
+    process = await start(command)
     assert process.stdin is not None
     assert process.stdout is not None
     try:

@@ -1,0 +1,113 @@
+# `relay`: a UDP forwarder in front of a service. This process supervises, shows, and tells
+# Prometheus; the datagrams go through workers, which none of that can hold up.
+
+from __future__ import annotations
+
+import signal
+import sys
+from argparse import ArgumentTypeError
+from functools import partial
+from typing import TYPE_CHECKING
+
+import trio
+
+from .. import UdpRelay
+from ._arguments import add_command, host_port, positive
+
+if TYPE_CHECKING:
+    import argparse
+
+    from ._arguments import Commands, HostPort
+    from ._relay_view import View
+    from ._supervisor import Supervisor
+
+SETTINGS = ("targets", "duplicate", "max_sessions", "idle_timeout", "grace", "fragment")
+
+
+def target(text: str) -> HostPort:
+    """``HOST:PORT`` that something can be sent to."""
+    host, port = host_port(text)
+    if host is None or not port:
+        raise ArgumentTypeError(f"{text!r}: a target has a host, and a port from 1 to 65535")
+    return host, port
+
+
+def add_parser(commands: Commands) -> None:
+    """Add the command."""
+    add = add_command(
+        commands,
+        "relay",
+        run,
+        "forward datagrams to a service, and its answers back",
+        "Each client has a socket of its own towards its target, and stays with that target. "
+        "SIGTERM or Ctrl-C ends it: new clients are turned away, and what is under way is sent; "
+        "a second one ends it at once. With --json a line each second, and a last one.",
+        ":5353 192.0.2.1:53 192.0.2.2:53 --workers 2 --metrics 127.0.0.1:9100",
+    ).add_argument
+    add("listen", metavar="LISTEN", type=host_port, help="such as 127.0.0.1:53, [::1]:53 or :53")
+    add("targets", metavar="TARGET", nargs="+", type=target, help="such as 192.0.2.1:53")
+    add("--idle-timeout", type=float, default=60.0, help="seconds to forget a silent client (60)")
+    add("--max-sessions", type=positive(int), help="a worker's clients (70 %% of its descriptors)")
+    add("--duplicate", action="store_true", help="all to every target; answers are dropped")
+    add("--fragment", action="store_true", help="let IP fragment what is larger than the MTU")
+    add("--workers", type=positive(int), default=1, help="processes that relay (1)")
+    add("--grace", type=float, default=1.0, help="seconds for what is under way at the end (1)")
+    add("--metrics", metavar="HOST:PORT", type=host_port, help="serve Prometheus at /metrics")
+    add("--interval", type=positive(float), default=1.0, help="seconds between two reports (1)")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Relay until a signal ends it."""
+    settings = {name: getattr(options, name) for name in SETTINGS}
+    try:
+        UdpRelay(None, **settings)
+    except ValueError as error:
+        options.error(str(error))
+    trio.run(relay, options, settings)
+    return 0
+
+
+async def relay(options: argparse.Namespace, settings: dict[str, object]) -> None:
+    """Open everything, and run it."""
+    from ._metrics import open_metrics
+    from ._relay_totals import RelayTotals
+    from ._relay_view import JsonView, LiveView, View
+    from ._supervisor import Supervisor, open_sockets
+
+    totals = RelayTotals(options.workers)
+    sockets = await open_sockets(options.listen, options.workers, options.fragment)
+    supervisor = Supervisor(sockets, options.interval, settings, totals)
+    host, port = sockets[0].getsockname()[:2]
+    numbers = ((len(options.targets), "target"), (options.workers, "worker"))
+    how_many = ", ".join(f"{number} {noun}{'s' * (number > 1)}" for number, noun in numbers)
+    head = f"relaying on {f'[{host}]' if ':' in host else host}:{port} to {how_many}"
+    view = JsonView if options.json else LiveView if sys.stderr.isatty() else View
+    with open_metrics(options.metrics, totals) as metrics:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stop_on_signal, supervisor)
+            nursery.start_soon(supervisor.run)
+            await watch(supervisor, view, head + metrics, options.interval)
+            nursery.cancel_scope.cancel(reason="it has ended")
+
+
+async def watch(supervisor: Supervisor, kind: type[View], head: str, interval: float) -> None:
+    """Show how it stands, until it has ended."""
+    await supervisor.begun.wait()
+    view, final = kind(head), False
+    while not final:
+        final = supervisor.ended.is_set()
+        news, supervisor.news = supervisor.news, []
+        show = partial(view.show, supervisor.totals, news, final)
+        await trio.to_thread.run_sync(show, abandon_on_cancel=True)
+        with trio.move_on_after(interval):
+            await supervisor.ended.wait()
+
+
+async def stop_on_signal(supervisor: Supervisor) -> None:
+    """Stop at the first signal; the next one ends the program."""
+    signals = {signal.SIGTERM, signal.SIGINT}
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signals.remove(signal.SIGINT)
+    with trio.open_signal_receiver(*signals) as received:
+        async for _ in received:
+            return supervisor.stop()
