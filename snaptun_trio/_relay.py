@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, final
 
 import trio
 
 from ._brief import brief
 from ._expiry import check_idle_timeout
 from ._groups import raise_single
+from ._kernel._poller import open_poller
 from ._kernel._sockets import (
     SocketOptions,
     check_socket,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
 
     from ._kernel._interface import Socket
+    from ._kernel._poller import Poller
     from ._sockets import Local
     from ._train import Address
 
@@ -47,6 +49,12 @@ _SHARE_OF_DESCRIPTORS = 0.7
 _MANY_SESSIONS = 10_000
 # A relay that was stopped is done when nothing has come for so long, in seconds.
 _QUIET = 0.1
+# So many times in a row sockets were called ready and nothing was there, before we pause. What does
+# so for ever is a broken socket; a datagram with a bad checksum does so once.
+_PATIENCE = 16
+_PAUSE = 0.001  # seconds
+# After so many datagrams other tasks have their turn.
+_A_TURN = 128
 # So many receive calls at most, at the end, for what still waits in the kernel.
 _LAST_CALLS = 64
 
@@ -78,8 +86,8 @@ class UdpRelay:
     more are never given up for a newcomer's sake, and where all are of that kind the newcomer is
     shed. At most 1024 sessions are opened at once, and 4096 a second; what goes beyond is shed too.
 
-    **The end.** `stop`, and `drain` which waits for it, turns new clients away, lets the sessions go
-    on until nothing has come for 0.1 seconds, and ends `run`. Cancelling `run` ends it at once.
+    **The end.** `stop`, and `drain` which waits for it, turns new clients away, lets the sessions
+    go on until nothing has come for 0.1 seconds, and ends `run`. Cancelling `run` ends it at once.
     Either way what the kernel has received by then is sent, as far as that goes without waiting.
 
     Args:
@@ -295,31 +303,40 @@ class UdpRelay:
         pool = PacketBufPool()
         receiver = UdpBatchReceiver(sock, pool, packet_info=knows_ways)
         sender = UdpBatchSender(sock, batch_size=_QUEUE)
-        forwarding = self._forward_with(sender, pool, knows_ways)
-        self._receiver, self._sender, self._forwarding = receiver, sender, forwarding
-        self._local_address = receiver.local_address
-        forwarding.stopping = self._stop.is_set()
+        poller: Poller[Any] = open_poller()  # the clients' socket has the key None
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._take_in, receiver, forwarding)
-                nursery.start_soon(_protected, forwarding.answer)
-                nursery.start_soon(_protected, forwarding.expire)
-                task_status.started(self)
-                await self._stop.wait()
-                await self._until_quiet()
-                nursery.cancel_scope.cancel(reason="the relay was stopped")
+            poller.add(receiver._io, None)
+            forwarding = self._forward_with(sender, pool, poller, knows_ways)
+            self._receiver, self._sender, self._forwarding = receiver, sender, forwarding
+            self._local_address = receiver.local_address
+            forwarding.stopping = self._stop.is_set()
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._move, receiver, poller, forwarding)
+                    nursery.start_soon(_protected, forwarding.expire)
+                    task_status.started(self)
+                    await self._stop.wait()
+                    await self._until_quiet()
+                    nursery.cancel_scope.cancel(reason="the relay was stopped")
+            finally:
+                with trio.CancelScope(shield=True):
+                    await self._finish(receiver, sender, forwarding)
         finally:
-            with trio.CancelScope(shield=True):
-                await self._finish(receiver, sender, forwarding)
+            poller.close()
 
     def _forward_with(
-        self, sender: UdpBatchSender, pool: PacketBufPool, knows_ways: bool
+        self,
+        sender: UdpBatchSender,
+        pool: PacketBufPool,
+        poller: Poller[Any],
+        knows_ways: bool,
     ) -> RelaySessions | RelayCopies:
         front = sender._io
         fan = front.fan(front, pool._memory(front), gso=not switched_off("GSO"))
         if self._duplicate:
             return RelayCopies(
                 fan,
+                poller,
                 self._targets,
                 sender.local_address,
                 options=self._options,
@@ -329,6 +346,7 @@ class UdpRelay:
         return RelaySessions(
             sender,
             fan,
+            poller,
             self._targets,
             max_sessions=self._max_sessions,
             idle_timeout=self._idle_timeout,
@@ -339,14 +357,41 @@ class UdpRelay:
         )
 
     @trio.lowlevel.enable_ki_protection
-    async def _take_in(
-        self, receiver: UdpBatchReceiver, forwarding: RelaySessions | RelayCopies
+    async def _move(
+        self,
+        receiver: UdpBatchReceiver,
+        poller: Poller[Any],
+        forwarding: RelaySessions | RelayCopies,
     ) -> None:
-        with trio.CancelScope() as scope, receiver._waits_in(scope):
-            async for batch in receiver:
-                await forwarding.forward(batch)
-                del batch  # or it would keep its slab while the next is waited for
-        raise trio.ClosedResourceError("the clients' socket was closed")
+        """Move datagrams both ways, for ever.
+
+        All sockets are waited for together: the clients' own wait, and the try before it, would be
+        a third of what a wake-up costs.
+        """
+        in_vain = 0
+        while True:
+            if in_vain >= _PATIENCE:
+                await trio.sleep(_PAUSE)
+            await poller.wait()
+            in_vain += 1
+            moved = 0
+            # What came meanwhile is looked for at once: a turn of the scheduler costs ten looks.
+            while moved < _A_TURN and (ready := poller.poll()):
+                asked = None in ready
+                if asked:
+                    ready.remove(None)
+                # Answers first: to make room for a new client a session may end.
+                found = forwarding.answer(ready)
+                if asked:
+                    with contextlib.suppress(trio.WouldBlock):
+                        batch = receiver.receive_nowait()
+                        found += len(batch)
+                        await forwarding.forward(batch)
+                        del batch  # or it would keep its slab while more is waited for
+                if not found:
+                    break
+                in_vain = 0
+                moved += found
 
     async def _until_quiet(self) -> None:
         with trio.move_on_after(self._grace):

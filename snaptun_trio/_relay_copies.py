@@ -6,10 +6,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import trio
-
 from ._batch import messages_of
-from ._kernel._poller import open_poller
 from ._relay_account import SessionCounts
 from ._upstream import Upstream, send_each
 
@@ -23,15 +20,13 @@ if TYPE_CHECKING:
     from ._relay_account import FlowAccount
     from ._train import Address
 
-# Targets that answer are not expected, so there is time to look at what they say.
-_PAUSE = 0.01  # seconds
-
 
 class RelayCopies:
     """The ways to all targets.
 
     Args:
       fan: to targets.
+      poller: is told which sockets to watch.
       targets: where to.
       nobody: an address for answers, which go nowhere.
       to_targets, to_clients: the accounts.
@@ -43,6 +38,7 @@ class RelayCopies:
     def __init__(
         self,
         fan: Fan,
+        poller: Poller[Upstream],
         targets: Sequence[Address],
         nobody: Address,
         *,
@@ -54,7 +50,7 @@ class RelayCopies:
         self._nobody = nobody
         self._options = options
         self._to_targets, self._to_clients = to_targets, to_clients
-        self._poller: Poller[Upstream] = open_poller()
+        self._poller = poller
         self._upstreams: dict[Address, Upstream] = {}
         self._dropped_before = 0
         self.counts = SessionCounts()  # it has no sessions
@@ -85,19 +81,18 @@ class RelayCopies:
         send_each(upstreams, [messages_of(batch)[0]] * len(upstreams), self._fan, account)
         account.handing_out -= copies
 
-    async def answer(self) -> None:
-        """Drop what targets answer, for ever."""
-        while True:
-            await self._poller.wait()
-            ready = self._poller.poll()
-            while ready:
-                messages, served, error = self._fan.receive(ready)
-                if error:
-                    self._to_targets.note_error(error)
-                self._to_clients.received(served, messages)
-                self._to_clients.drop("answer", messages.datagrams)
-                ready = ready[served:]
-            await trio.sleep(_PAUSE)
+    def answer(self, ready: list[Upstream]) -> int:
+        """Drop what these targets answer. Returns how much it was, in datagrams and errors."""
+        found = 0
+        while ready:
+            messages, served, error = self._fan.receive(ready)
+            found += messages.datagrams + bool(error)
+            if error:
+                self._to_targets.note_error(error)
+            self._to_clients.received(served, messages)
+            self._to_clients.drop("answer", messages.datagrams)
+            ready = ready[served:]
+        return found
 
     async def expire(self) -> None:
         """Nothing expires."""
@@ -132,4 +127,3 @@ class RelayCopies:
         """Close everything."""
         while self._upstreams:
             self._close(self._upstreams.popitem()[1])
-        self._poller.close()

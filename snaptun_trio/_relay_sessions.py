@@ -1,9 +1,9 @@
 # The sessions of a relay: a way to a target for each client, and the answers' way back.
 #
-# Nothing here waits for a socket to take something: what cannot go on at once is dropped and
-# counted. All sessions' sockets are waited for, read and written together; that goes through no
-# receiver group, because a batch object for each socket costs more than its system calls do. Who
-# may come and who has to go is `_peer_table`'s matter, how fast `_openings`'.
+# Nothing here waits for a socket: what cannot go on at once is dropped and counted. All sessions'
+# sockets are read and written together; that goes through no receiver group, because a batch object
+# for each socket costs more than its system calls do. Who may come and who has to go is
+# `_peer_table`'s matter, how fast `_openings`'.
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ import trio
 from ._batch import PacketBatch, batch_of, first_train, messages_of
 from ._expiry import let_go_of_the_silent
 from ._kernel import _errnos
-from ._kernel._poller import open_poller
 from ._openings import Openings
 from ._peer_table import PeerTable
 from ._rare_log import RareLog
@@ -39,9 +38,6 @@ _OPENED_A_TURN = 32
 # That a session is in use is noted so many times in an ``idle_timeout``: to do so each time takes
 # a tenth of what the whole session's turn does.
 _NOTES = 64
-# So many times in a row sockets were called ready and nothing came in, before we pause; in seconds.
-_PATIENCE = 16
-_PAUSE = 0.001
 # So many sockets are asked at once what the kernel dropped; each takes some microseconds.
 _ASKED_AT_ONCE = 200
 # So many receive calls at most for a session that has to go.
@@ -72,6 +68,7 @@ class RelaySessions:
     Args:
       front: sends to clients.
       fan: between clients' socket and the sessions'.
+      poller: is told which sockets to watch.
       targets: where to; at least one.
       knows_ways: whether what clients send tells which address of ours it came to.
       to_targets, to_clients: the accounts.
@@ -81,6 +78,7 @@ class RelaySessions:
         self,
         front: UdpBatchSender,
         fan: Fan,
+        poller: Poller[RelaySession],
         targets: Sequence[Address],
         *,
         max_sessions: int,
@@ -99,10 +97,9 @@ class RelaySessions:
         self._options = options
         self._to_targets, self._to_clients = to_targets, to_clients
         self._table: PeerTable[RelaySession] = PeerTable(max_sessions, "strangers")
-        self._poller: Poller[RelaySession] = open_poller()
+        self._poller = poller
         self._openings = Openings()
         self._rare_log = RareLog()
-        self._in_vain = 0
         self._buffers_dropped = 0
         self._to_ask: list[RelaySession] = []
         self.counts = SessionCounts()
@@ -225,37 +222,32 @@ class RelaySessions:
 
     # -- from targets to clients
 
-    async def answer(self) -> None:
-        """Send to the clients what targets answer, for ever."""
-        while True:
-            if self._in_vain >= _PATIENCE:
-                await trio.sleep(_PAUSE)
-            await self._poller.wait()
-            self._in_vain += 1
-            self._answer(self._poller.poll())
+    def answer(self, ready: list[RelaySession]) -> int:
+        """Read each of these sessions' sockets, and send to their clients what comes.
 
-    def _answer(self, ready: list[RelaySession]) -> None:
-        """Read each of these sessions' sockets, and send to their clients what comes."""
-        now = trio.current_time()
+        Returns how much was there, in datagrams and errors.
+        """
+        now, found = trio.current_time(), 0
         while ready:
             messages, served, error = self._fan.receive(ready)
             if messages.datagrams:
-                self._in_vain = 0
+                found += messages.datagrams
                 self._to_clients.received(served, messages)
                 self._to_clients.handing_out += messages.datagrams
-                send_or_drop(self._front, batch_of(messages), self._to_clients)
+                send_or_drop(self._front, messages, self._to_clients)
                 self._to_clients.handing_out -= messages.datagrams
             for session in ready[:served]:
                 if now > session.noted_until:
                     self._in_use(session, now, more=False)
             if error:
-                self._in_vain = 0
+                found += 1
                 if error in _errnos.ASYNCHRONOUS:
                     self._to_targets.note_error(error)
                 else:
                     self.counts.failed += 1
                     self._close(ready[served - 1])
             ready = ready[served:]
+        return found
 
     # -- the end of sessions
 
@@ -278,9 +270,7 @@ class RelaySessions:
     def _let_go(self, session: RelaySession) -> None:
         """Close a session whose last answers may have come already."""
         for _ in range(_LAST_CALLS):
-            before = self._to_clients.datagrams_in
-            self._answer([session])
-            if self._to_clients.datagrams_in == before:
+            if not self.answer([session]):
                 break
         self._close(session)
 
@@ -298,4 +288,3 @@ class RelaySessions:
         for session in list(self._table):
             self.counts.closed += 1
             self._let_go(session)
-        self._poller.close()

@@ -11,21 +11,20 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from ._errors import SendBatchError
 from ._kernel import socket_io
 from ._kernel._fan import Link
 from ._kernel._sockets import close_socket, open_socket
+from ._messages import PER_TRAIN_ADDRESS
 from ._send_queue import PendingSend, Submission
 from ._sender import UdpBatchSender
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ._batch import PacketBatch
     from ._kernel._fan import Fan
     from ._kernel._outgoing import Outgoing
     from ._kernel._sockets import SocketOptions
-    from ._messages import Messages
+    from ._messages import Messages, Recipient
     from ._relay_account import FlowAccount
     from ._train import Address, Way
 
@@ -62,25 +61,10 @@ class Upstream(Link):
             raise
 
     def send_rest(self, rest: Outgoing, refused: int, account: FlowAccount) -> None:
-        """Send what was left over of a batch, as far as the socket takes it now, and drop the rest.
-
-        Args:
-          rest: what was left over.
-          refused: the errno with which its beginning was refused, 0 for none.
-          account: of what goes to targets.
-        """
+        """See `send_rest`."""
         if self.sender is None:
             self.sender = UdpBatchSender(self.io.sock)
-        sender = self.sender
-        try:
-            submission = Submission(owned=False)
-            pending = PendingSend(rest, None, submission)
-            sender._shared.send_batch_now(pending, submission, refused)
-        except trio.WouldBlock:
-            account.drop(SOCKET_FULL, rest.content.datagrams)
-        sender._take_unclaimed()  # it has counted them
-        if sender._queue.datagrams:
-            sender._discard_queue()
+        send_rest(self.sender, rest, None, refused, account)
 
     def close(self) -> None:
         """Close the socket. What it has received and nobody has read is lost."""
@@ -99,13 +83,38 @@ def send_each(
         upstreams[place].send_rest(outgoing, refused, account)
 
 
-def send_or_drop(sender: UdpBatchSender, batch: PacketBatch, account: FlowAccount) -> None:
-    """Send a batch as far as the socket takes it now, and drop the rest."""
+def send_or_drop(sender: UdpBatchSender, messages: Messages, account: FlowAccount) -> None:
+    """Send to each message's own address, as far as the socket takes it now."""
+    outgoing = sender._io.outgoing(messages, PER_TRAIN_ADDRESS)
+    refused = sender._io.send(outgoing, _WORK_A_CALL)
+    if refused or outgoing.more:
+        send_rest(sender, outgoing, PER_TRAIN_ADDRESS, refused, account)
+    else:  # as nearly always: to enter it in the sender's queue would cost as much again
+        account.sent(1, outgoing.messages, outgoing.datagrams, outgoing.nbytes)
+
+
+def send_rest(
+    sender: UdpBatchSender,
+    rest: Outgoing,
+    recipient: Recipient,
+    refused: int,
+    account: FlowAccount,
+) -> None:
+    """Send what was left over of a batch, as far as the socket takes it now, and drop the rest.
+
+    Args:
+      sender: what it is sent with, and what counts it.
+      rest: what was left over.
+      recipient: whom it is for, unless its messages say so.
+      refused: the errno with which its beginning was refused, 0 for none.
+      account: where it is entered if nothing of it was taken.
+    """
+    submission = Submission(owned=False)
+    pending = PendingSend(rest, recipient, submission)
     try:
-        sender.send_nowait(batch)
+        sender._shared.send_batch_now(pending, submission, refused)
     except trio.WouldBlock:
-        account.drop(SOCKET_FULL, len(batch))
-    except SendBatchError:
-        pass  # the sender has counted it
+        account.drop(SOCKET_FULL, rest.content.datagrams)
+    sender._take_unclaimed()  # it has counted them
     if sender._queue.datagrams:
-        sender._discard_queue()  # and so has it that
+        sender._discard_queue()
