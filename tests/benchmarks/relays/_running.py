@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -80,9 +81,10 @@ class Relay:
         return sum(clock_ns(pid) + ticks * TICK_NS for pid, ticks in members.items())
 
     def failed(self, reason: str) -> CannotError:
-        """An error that has the last line of what it printed."""
+        """An error that has the last line of what it printed, frames of tracebacks aside."""
         printed = self._output.read_text(encoding="utf-8", errors="replace")
-        return CannotError(": ".join([reason, *printed.splitlines()[-1:]]))
+        said = [line.strip(" |") for line in printed.splitlines() if re.search(r"\w", line)]
+        return CannotError(": ".join([reason, *said[-1:]]))
 
     def check_alive(self) -> None:
         """Raises `CannotError` if it has ended."""
