@@ -9,19 +9,14 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections import defaultdict
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-import trio
-
 from snaptun_trio import (
-    PacketBatch,
     PacketBufPool,
     UdpBatchReceiver,
     UdpBatchSender,
     UdpReceiverGroup,
-    open_batch_pump,
     open_udp_socket,
 )
 
@@ -33,14 +28,12 @@ from ._traffic import open_socket, raise_file_limit
 if TYPE_CHECKING:
     from typing import Any
 
-    from snaptun_trio import PacketTrain
-
     from ._traffic import Address
     from ._worker import Contender
 
 CLIENTS = 200
 ROUND_TRIPS, QUICK_ROUND_TRIPS = 10, 5
-PUMPS, GROUP = "pump for each client", "receiver group"
+GROUP = "receiver group"
 
 
 async def relay_with_group(sock: socket.socket, far_end: Address, watch: Stopwatch) -> None:
@@ -68,43 +61,6 @@ async def relay_with_group(sock: socket.socket, far_end: Address, watch: Stopwat
                 if client not in links:
                     links[client] = await open_link(client)
                 await links[client].send(questions.to(None))
-
-
-async def relay_with_pumps(sock: socket.socket, far_end: Address, watch: Stopwatch) -> None:
-    """The documentation's relay."""
-    links: dict[Any, trio.MemorySendChannel[PacketBatch]] = {}
-    pool = PacketBufPool()
-
-    async def open_link(
-        client: Any,  # noqa: ANN401  # whatever a received address is
-        task_status: trio.TaskStatus[trio.MemorySendChannel[PacketBatch]],
-    ) -> None:
-        with trio.socket.socket(sock.family, sock.type) as outside:
-            await outside.connect(far_end)
-            async with open_batch_pump(outside, pool=pool) as link:
-                task_status.started(link.outgoing)
-                async for answers in link.incoming:
-                    count = len(answers)
-                    await front.outgoing.send(answers.to(client))
-                    if watch.tick(count):
-                        finished.set()
-
-    async def take_questions() -> None:
-        async for batch in front.incoming:
-            questions: defaultdict[Any, list[PacketTrain]] = defaultdict(list)
-            for train in batch.trains:
-                questions[train.address].append(train.to(None))
-            for client, trains in questions.items():
-                if client not in links:
-                    links[client] = await nursery.start(open_link, client)
-                await links[client].send(PacketBatch(trains))
-
-    finished = trio.Event()
-    async with open_batch_pump(sock, pool=pool) as front:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(take_questions)
-            await finished.wait()
-            nursery.cancel_scope.cancel()
 
 
 class Link(asyncio.DatagramProtocol):
@@ -174,9 +130,6 @@ async def relay_with_protocols(sock: socket.socket, far_end: Address, watch: Sto
     front.close()
 
 
-IN_TRIO = {PUMPS: relay_with_pumps, GROUP: relay_with_group}
-
-
 def serve(variant: str, far_end: Address, count: int) -> float:
     """In the child: relay so many answers. CPU nanoseconds of a round trip."""
     raise_file_limit(CLIENTS + 100)
@@ -184,8 +137,8 @@ def serve(variant: str, far_end: Address, count: int) -> float:
     with open_socket(socket.AF_INET) as sock, watch.counting():
         greet(sock, far_end)
         watch.start()
-        if variant in IN_TRIO:
-            run_in_trio(lambda: IN_TRIO[variant](sock, far_end, watch))
+        if variant == GROUP:
+            run_in_trio(lambda: relay_with_group(sock, far_end, watch))
         else:
             run_on_loop(variant, lambda: relay_with_protocols(sock, far_end, watch))
     return watch.ns_each

@@ -195,9 +195,7 @@ def programs() -> list[Program]:
         Program(
             "relay",
             f"relay with a socket for each of {_program_relay.CLIENTS} clients, a round trip",
-            beside_peers(
-                _program_relay.sit, {_program_relay.GROUP: {}, _program_relay.PUMPS: {}}, LOOPS
-            ),
+            beside_peers(_program_relay.sit, {_program_relay.GROUP: {}}, LOOPS),
         ),
         hostile(),
         many_peers(),
