@@ -241,6 +241,7 @@ class UdpRelay:
         forwarding = self._forwarding
         upstreams = [] if forwarding is None else list(forwarding.upstreams())
         counted = SessionCounts() if forwarding is None else forwarding.counts
+        received = None if self._receiver is None else self._receiver.statistics()
         return RelayStatistics(
             sessions=0 if forwarding is None else len(forwarding),
             sessions_created=counted.created,
@@ -251,12 +252,10 @@ class UdpRelay:
             sessions_closed=counted.closed,
             sessions_shed=counted.shed,
             to_targets=self._to_targets.snapshot(
-                [self._receiver] if self._receiver else [],
                 [one.sender for one in upstreams if one.sender is not None],
-                0,
+                0 if received is None else received.buffers_dropped_by_kernel or 0,
             ),
             to_clients=self._to_clients.snapshot(
-                [],
                 [self._sender] if self._sender else [],
                 sum([one.io.drops() or 0 for one in upstreams]),
             ),

@@ -118,11 +118,13 @@ class RelaySessions:
     async def forward(self, batch: PacketBatch[Address]) -> None:  # noqa: ASYNC910
         """Send on what clients sent."""
         now, get = trio.current_time(), self._table.get
-        self._to_targets.handing_out += len(batch)
+        everything = messages_of(batch)[0]
+        self._to_targets.received(1, everything)
+        self._to_targets.handing_out += everything.datagrams
         sessions: list[RelaySession] = []
         parts: list[Messages] = []
         opened = 0
-        for client, messages in messages_of(batch)[0].by_address().items():
+        for client, messages in everything.by_address().items():
             assert client is not None, "whatever was received came from somewhere"
             session = get(client)
             if session is None:
