@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, final
 
 import trio
@@ -14,7 +15,6 @@ from ._brief import brief
 from ._expiry import check_idle_timeout
 from ._groups import raise_single
 from ._kernel._sockets import (
-    SocketOptions,
     check_socket,
     close_socket,
     descriptor_limit,
@@ -29,12 +29,19 @@ from ._relay_copies import RelayCopies
 from ._relay_sessions import RelaySessions
 from ._relay_statistics import RelayStatistics
 from ._sender import UdpBatchSender
-from ._sockets import DEFAULT_BUFFER, check_where, open_udp_socket, refuse_options, resolve
+from ._sockets import (
+    DEFAULT_BUFFER,
+    check_where,
+    checked_options,
+    open_udp_socket,
+    refuse_options,
+    resolve,
+)
 from ._train import check_flags, check_int
 
 if TYPE_CHECKING:
     import socket as stdlib_socket
-    from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from ._kernel._interface import Socket
     from ._sockets import Local
@@ -116,10 +123,11 @@ class UdpRelay:
         send_buffer: int = DEFAULT_BUFFER,
         fragment: bool = False,
     ) -> None:
-        check_flags(duplicate=duplicate, reuse_port=reuse_port, fragment=fragment)
+        check_flags(duplicate=duplicate)
+        options = checked_options(reuse_port, receive_buffer, send_buffer, fragment)
         if max_sessions is None:
             limit = descriptor_limit()
-            max_sessions = int(limit * _SHARE_OF_DESCRIPTORS) if limit else _MANY_SESSIONS
+            max_sessions = max(1, int(limit * _SHARE_OF_DESCRIPTORS)) if limit else _MANY_SESSIONS
         check_int("max_sessions", max_sessions, 1, 2**31)
         check_idle_timeout(idle_timeout)
         if not isinstance(grace, int | float) or isinstance(grace, bool):
@@ -130,6 +138,8 @@ class UdpRelay:
         self._local: Local = None
         if local is None or isinstance(local, tuple | int):
             check_where("local", local)
+            if isinstance(local, int) and reuse_port:
+                raise ValueError(f"reuse_port=True: the socket of local={local} is bound already")
             self._local = local
         else:
             wanted = "a socket, an address (host, port) or a descriptor"
@@ -141,7 +151,7 @@ class UdpRelay:
         self._idle_timeout = idle_timeout
         self._grace = grace
         self._reuse_port = reuse_port
-        self._options = SocketOptions(False, receive_buffer, send_buffer, fragment)
+        self._options = options._replace(reuse_port=False)
         self._targets: tuple[Address, ...] = ()
         self._stop = trio.Event()
         self._began = False
@@ -374,13 +384,14 @@ async def _protected(task: Callable[[], Awaitable[None]]) -> None:
 
 
 def _checked(targets: Iterable[Address]) -> tuple[Address, ...]:
-    if isinstance(targets, tuple) and targets and isinstance(targets[0], str):
-        raise TypeError(f"targets is an iterable of (host, port), not one: {brief(targets)}")
+    one = isinstance(targets, tuple) and targets and isinstance(targets[0], str)
+    if one or isinstance(targets, str) or not isinstance(targets, Iterable):
+        raise TypeError(f"targets is an iterable of (host, port), not {brief(targets)}")
     found = tuple(targets)
     if not found:
         raise ValueError("a relay needs at least one target")
     for target in found:
         if target is None:
             raise TypeError("a target is (host, port), not None")
-        check_where("remote", target)
+        check_where("target", target)
     return found
