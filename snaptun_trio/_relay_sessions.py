@@ -163,11 +163,10 @@ class RelaySessions:
         elif self._table.is_full and victim is None:
             reason = "table full"
         elif not self._openings.take(now):
-            reason = "too many at once"
+            reason = "no socket" if self._openings.paused(now) else "too many at once"
         else:
             if victim is not None:
-                self.counts.evicted += 1
-                self._let_go(victim)
+                self.counts.evicted += self._let_go(victim)
             session = self._open(client, first, now)
             if session is not None:
                 return session
@@ -191,7 +190,8 @@ class RelaySessions:
                 session.close()
                 raise
         except OSError as error:
-            self._openings.pause(now)
+            if error.errno in _errnos.NOTHING_LEFT:
+                self._openings.pause(now)
             message = "no session could be opened to %s: %s"
             self._rare_log.warn(error.errno or 0, message, target, error)
             return None
