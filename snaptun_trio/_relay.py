@@ -154,7 +154,7 @@ class UdpRelay:
         self._options = options._replace(reuse_port=False)
         self._targets: tuple[Address, ...] = ()
         self._stop = trio.Event()
-        self._began = False
+        self._began = self._ended = False
         self._local_address: Address | None = None
         self._forwarding: RelaySessions | RelayCopies | None = None
         self._receiver: UdpBatchReceiver | None = None
@@ -163,7 +163,7 @@ class UdpRelay:
 
     def __repr__(self) -> str:
         where = "not begun" if self._local_address is None else f"on {self._local_address}"
-        return f"<UdpRelay {where}: {len(self._asked)} targets>"
+        return f"<UdpRelay {where}: {len(self._targets or self._asked)} targets>"
 
     @property
     def local_address(self) -> Address:
@@ -225,6 +225,7 @@ class UdpRelay:
             self._forwarding.stopping = True
         self._stop.set()
 
+    @trio.lowlevel.enable_ki_protection
     async def set_targets(self, targets: Iterable[Address]) -> None:
         """Have other targets from now on, after their names are resolved. A checkpoint.
 
@@ -238,7 +239,7 @@ class UdpRelay:
         """
         asked = _checked(targets)
         found = await self._resolved(asked)
-        if self._forwarding is None or self._local_address is None or self._sender is None:
+        if self._forwarding is None or self._ended:
             raise RuntimeError("the relay does not run")
         self._forwarding.set_targets(found)
         self._targets = found
@@ -368,14 +369,17 @@ class UdpRelay:
     ) -> None:
         """Send what is there, as far as that goes without waiting for anything, and close."""
         forwarding.stopping = True
-        with contextlib.suppress(trio.WouldBlock, trio.ClosedResourceError, OSError):
-            for _ in range(_LAST_CALLS):
-                await forwarding.forward(receiver.receive_nowait())
-        forwarding.close()
-        receiver.close()
-        sender.close()
-        self._to_targets.finish()
-        self._to_clients.finish()
+        try:
+            with contextlib.suppress(trio.WouldBlock, trio.ClosedResourceError, OSError):
+                for _ in range(_LAST_CALLS):
+                    await forwarding.forward(receiver.receive_nowait())
+        finally:
+            self._ended = True
+            forwarding.close()
+            receiver.close()
+            sender.close()
+            self._to_targets.finish()
+            self._to_clients.finish()
 
 
 @trio.lowlevel.enable_ki_protection

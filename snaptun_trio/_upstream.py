@@ -107,5 +107,7 @@ def send_or_drop(sender: UdpBatchSender, batch: PacketBatch, account: FlowAccoun
         account.drop(SOCKET_FULL, len(batch))
     except SendBatchError:
         pass  # the sender has counted it
+    except trio.ClosedResourceError:
+        account.drop("closed", len(batch))  # the receiver of the same socket says so
     if sender._queue.datagrams:
         sender._discard_queue()  # and so has it that
