@@ -212,11 +212,15 @@ class RelaySessions:
             self._in_vain += 1
             self._answer(self._poller.poll())
 
-    def _answer(self, ready: list[RelaySession]) -> None:
-        """Read each of these sessions' sockets, and send to their clients what comes."""
-        now = trio.current_time()
+    def _answer(self, ready: list[RelaySession]) -> bool:
+        """Read each of these sessions' sockets, and send to their clients what comes.
+
+        Returns whether there was anything, if only an error about what was sent before.
+        """
+        now, something = trio.current_time(), False
         while ready:
             messages, served, error = self._fan.receive(ready)
+            something = something or error != 0 or messages.datagrams > 0
             if messages.datagrams:
                 self._in_vain = 0
                 self._to_clients.received(served, messages)
@@ -231,49 +235,51 @@ class RelaySessions:
                 if error in _errnos.ASYNCHRONOUS:
                     self._to_targets.note_error(error)
                 else:
-                    self.counts.failed += 1
-                    self._close(ready[served - 1])
+                    self.counts.failed += self._close(ready[served - 1])
             ready = ready[served:]
+        return something
 
     # -- the end of sessions
 
     async def expire(self) -> None:
         """Close the sessions through which nothing goes, for ever."""
-        await let_go_of_the_silent(self._table, self._idle_timeout, self._expire)
+        # A session may have been in use for so long after it was last noted.
+        idle_timeout = self._idle_timeout + self._grain
+        await let_go_of_the_silent(self._table, idle_timeout, self._expire)
 
     def _expire(self, session: RelaySession) -> None:
-        self.counts.expired += 1
-        self._close(session)
+        self.counts.expired += self._let_go(session)
 
     def set_targets(self, targets: Sequence[Address]) -> None:
         """Other targets from now on. Sessions whose target is none of them any more are closed."""
         self._targets = targets
         for session in list(self._table):
             if session.target not in targets:
-                self.counts.moved += 1
-                self._let_go(session)
+                self.counts.moved += self._let_go(session)
 
-    def _let_go(self, session: RelaySession) -> None:
-        """Close a session whose last answers may have come already."""
+    def _let_go(self, session: RelaySession) -> bool:
+        """Close a session whose last answers may have come already.
+
+        Returns whether it was there to be closed: its socket may fail meanwhile.
+        """
         for _ in range(_LAST_CALLS):
-            before = self._to_clients.datagrams_in
-            self._answer([session])
-            if self._to_clients.datagrams_in == before:
+            if not self._answer([session]) or self._table.get(session.address) is not session:
                 break
-        self._close(session)
+        return self._close(session)
 
-    def _close(self, session: RelaySession) -> None:
-        if self._table.get(session.address) is session:
-            self._table.remove(session)
-            fd = session.io.sock.fileno()
-            self._poller.remove(fd, session.io)
-            self._to_clients.forget(None, session.io.drops() or 0)
-            session.close()
-            self._to_targets.forget(session.sender, 0)
+    def _close(self, session: RelaySession) -> bool:
+        if self._table.get(session.address) is not session:
+            return False
+        self._table.remove(session)
+        fd = session.io.sock.fileno()
+        self._poller.remove(fd, session.io)
+        self._to_clients.forget(None, session.io.drops() or 0)
+        session.close()
+        self._to_targets.forget(session.sender, 0)
+        return True
 
     def close(self) -> None:
         """Close everything, after a last look for answers."""
         for session in list(self._table):
-            self.counts.closed += 1
-            self._let_go(session)
+            self.counts.closed += self._let_go(session)
         self._poller.close()

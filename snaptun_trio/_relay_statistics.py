@@ -72,7 +72,8 @@ class RelayStatistics:
     """A snapshot of a `UdpRelay`. At any time::
 
     sessions_created == (
-        sessions + sessions_expired + sessions_evicted + sessions_moved + sessions_failed)
+        sessions + sessions_expired + sessions_evicted + sessions_moved + sessions_failed
+        + sessions_closed)
     """
 
     sessions: int

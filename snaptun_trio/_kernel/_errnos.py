@@ -27,7 +27,7 @@ ASYNCHRONOUS = FROM_ICMP | _numbers(
 
 # What the system says that has no socket, or no port, for anybody now. Others are about an address.
 NOTHING_LEFT = _numbers(
-    "EMFILE ENFILE ENOBUFS ENOMEM EAGAIN EADDRINUSE EADDRNOTAVAIL ENOSPC EDQUOT WSAEMFILE WSAENOBUFS"
+    "EMFILE ENFILE ENOBUFS ENOMEM EAGAIN EADDRINUSE EADDRNOTAVAIL ENOSPC WSAEMFILE WSAENOBUFS"
 )
 
 # What a call on a descriptor says that is no socket any more.
