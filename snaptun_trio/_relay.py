@@ -55,7 +55,7 @@ _MANY_SESSIONS = 10_000
 # A relay that was stopped is done when nothing has come for so long, in seconds.
 _QUIET = 0.1
 # So many receive calls at most, at the end, for what still waits in the kernel.
-_LAST_CALLS = 64
+_LAST_CALLS = 256
 
 
 @final

@@ -42,8 +42,8 @@ _NOTES = 64
 # So many times in a row sockets were called ready and nothing came in, before we pause; in seconds.
 _PATIENCE = 16
 _PAUSE = 0.001
-# So many receive calls at most for a session that has to go.
-_LAST_CALLS = 16
+# So many receive calls at most for a session that has to go: as many as a full buffer can need.
+_LAST_CALLS = 1024
 
 
 class RelaySession(Upstream):
