@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import math
+
 # A thousand clients that all come at the same moment are let in. After that, what strangers can
 # have us spend on openings is bounded: at 100 us each, 40 % of a processor.
 _AT_ONCE = 1024
@@ -20,6 +22,7 @@ class Openings:
     def __init__(self) -> None:
         self._tokens = float(_AT_ONCE)
         self._since = 0.0
+        self._paused_until = -math.inf
 
     def take(self, now: float) -> bool:
         """Whether one more may be opened."""
@@ -33,4 +36,9 @@ class Openings:
 
     def pause(self, now: float) -> None:
         """Admit none for a while."""
-        self._tokens, self._since = 0.0, now + _PAUSE
+        self._tokens = 0.0
+        self._since = self._paused_until = now + _PAUSE
+
+    def paused(self, now: float) -> bool:
+        """Whether a pause is not over."""
+        return now <= self._paused_until

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, final
 
 import trio
@@ -15,7 +16,6 @@ from ._expiry import check_idle_timeout
 from ._groups import raise_single
 from ._kernel._poller import open_poller
 from ._kernel._sockets import (
-    SocketOptions,
     check_socket,
     close_socket,
     descriptor_limit,
@@ -30,12 +30,19 @@ from ._relay_copies import RelayCopies
 from ._relay_sessions import RelaySessions
 from ._relay_statistics import RelayStatistics
 from ._sender import UdpBatchSender
-from ._sockets import DEFAULT_BUFFER, check_where, open_udp_socket, refuse_options, resolve
+from ._sockets import (
+    DEFAULT_BUFFER,
+    check_where,
+    checked_options,
+    open_udp_socket,
+    refuse_options,
+    resolve,
+)
 from ._train import check_flags, check_int
 
 if TYPE_CHECKING:
     import socket as stdlib_socket
-    from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from ._kernel._interface import Socket
     from ._kernel._poller import Poller
@@ -56,7 +63,7 @@ _PAUSE = 0.001  # seconds
 # After so many datagrams other tasks have their turn.
 _A_TURN = 128
 # So many receive calls at most, at the end, for what still waits in the kernel.
-_LAST_CALLS = 64
+_LAST_CALLS = 256
 
 
 @final
@@ -124,10 +131,11 @@ class UdpRelay:
         send_buffer: int = DEFAULT_BUFFER,
         fragment: bool = False,
     ) -> None:
-        check_flags(duplicate=duplicate, reuse_port=reuse_port, fragment=fragment)
+        check_flags(duplicate=duplicate)
+        options = checked_options(reuse_port, receive_buffer, send_buffer, fragment)
         if max_sessions is None:
             limit = descriptor_limit()
-            max_sessions = int(limit * _SHARE_OF_DESCRIPTORS) if limit else _MANY_SESSIONS
+            max_sessions = max(1, int(limit * _SHARE_OF_DESCRIPTORS)) if limit else _MANY_SESSIONS
         check_int("max_sessions", max_sessions, 1, 2**31)
         check_idle_timeout(idle_timeout)
         if not isinstance(grace, int | float) or isinstance(grace, bool):
@@ -138,6 +146,8 @@ class UdpRelay:
         self._local: Local = None
         if local is None or isinstance(local, tuple | int):
             check_where("local", local)
+            if isinstance(local, int) and reuse_port:
+                raise ValueError(f"reuse_port=True: the socket of local={local} is bound already")
             self._local = local
         else:
             wanted = "a socket, an address (host, port) or a descriptor"
@@ -149,7 +159,7 @@ class UdpRelay:
         self._idle_timeout = idle_timeout
         self._grace = grace
         self._reuse_port = reuse_port
-        self._options = SocketOptions(False, receive_buffer, send_buffer, fragment)
+        self._options = options._replace(reuse_port=False)
         self._targets: tuple[Address, ...] = ()
         self._stop, self._ended = trio.Event(), trio.Event()
         self._began = False
@@ -161,7 +171,7 @@ class UdpRelay:
 
     def __repr__(self) -> str:
         where = "not begun" if self._local_address is None else f"on {self._local_address}"
-        return f"<UdpRelay {where}: {len(self._asked)} targets>"
+        return f"<UdpRelay {where}: {len(self._targets or self._asked)} targets>"
 
     @property
     def local_address(self) -> Address:
@@ -231,6 +241,7 @@ class UdpRelay:
         if self._began:
             await self._ended.wait()
 
+    @trio.lowlevel.enable_ki_protection
     async def set_targets(self, targets: Iterable[Address]) -> None:
         """Have other targets from now on, after their names are resolved. A checkpoint.
 
@@ -244,7 +255,7 @@ class UdpRelay:
         """
         asked = _checked(targets)
         found = await self._resolved(asked)
-        if self._forwarding is None or self._local_address is None or self._sender is None:
+        if self._forwarding is None or self._ended.is_set():
             raise RuntimeError("the relay does not run")
         self._forwarding.set_targets(found)
         self._targets = found
@@ -257,6 +268,7 @@ class UdpRelay:
         forwarding = self._forwarding
         upstreams = [] if forwarding is None else list(forwarding.upstreams())
         counted = SessionCounts() if forwarding is None else forwarding.counts
+        received = None if self._receiver is None else self._receiver.statistics()
         return RelayStatistics(
             sessions=0 if forwarding is None else len(forwarding),
             sessions_created=counted.created,
@@ -267,12 +279,10 @@ class UdpRelay:
             sessions_closed=counted.closed,
             sessions_shed=counted.shed,
             to_targets=self._to_targets.snapshot(
-                [self._receiver] if self._receiver else [],
                 [one.sender for one in upstreams if one.sender is not None],
-                0,
+                0 if received is None else received.buffers_dropped_by_kernel or 0,
             ),
             to_clients=self._to_clients.snapshot(
-                [],
                 [self._sender] if self._sender else [],
                 0 if forwarding is None else forwarding.buffers_dropped(),
             ),
@@ -412,14 +422,16 @@ class UdpRelay:
     ) -> None:
         """Send what is there, as far as that goes without waiting for anything, and close."""
         forwarding.stopping = True
-        with contextlib.suppress(trio.WouldBlock, trio.ClosedResourceError, OSError):
-            for _ in range(_LAST_CALLS):
-                await forwarding.forward(receiver.receive_nowait())
-        forwarding.close()
-        receiver.close()
-        sender.close()
-        self._to_targets.finish()
-        self._to_clients.finish()
+        try:
+            with contextlib.suppress(trio.WouldBlock, trio.ClosedResourceError, OSError):
+                for _ in range(_LAST_CALLS):
+                    await forwarding.forward(receiver.receive_nowait())
+        finally:
+            forwarding.close()
+            receiver.close()
+            sender.close()
+            self._to_targets.finish()
+            self._to_clients.finish()
 
 
 @trio.lowlevel.enable_ki_protection
@@ -428,13 +440,14 @@ async def _protected(task: Callable[[], Awaitable[None]]) -> None:
 
 
 def _checked(targets: Iterable[Address]) -> tuple[Address, ...]:
-    if isinstance(targets, tuple) and targets and isinstance(targets[0], str):
-        raise TypeError(f"targets is an iterable of (host, port), not one: {brief(targets)}")
+    one = isinstance(targets, tuple) and targets and isinstance(targets[0], str)
+    if one or isinstance(targets, str) or not isinstance(targets, Iterable):
+        raise TypeError(f"targets is an iterable of (host, port), not {brief(targets)}")
     found = tuple(targets)
     if not found:
         raise ValueError("a relay needs at least one target")
     for target in found:
         if target is None:
             raise TypeError("a target is (host, port), not None")
-        check_where("remote", target)
+        check_where("target", target)
     return found

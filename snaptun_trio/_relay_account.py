@@ -1,7 +1,8 @@
 # What a relay counts of one direction.
 #
-# What goes through receivers and senders of its own they count; what many sockets received or sent
-# at once is entered here, and so is what was received and never given to a socket, by reason.
+# What goes through senders of its own they count; all that was received, and what many sockets sent
+# at once, is entered here when it is handed out, and so is what was never given to a socket, by
+# reason. A receiver counts earlier, and other tasks have a turn before it hands over what it has.
 
 from __future__ import annotations
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from ._messages import Messages
-    from ._receiver import UdpBatchReceiver
     from ._sender import UdpBatchSender
 
 
@@ -46,11 +46,11 @@ class FlowAccount:
 
     @property
     def datagrams_in(self) -> int:
-        """What many sockets received at once."""
+        """What came in so far."""
         return self._datagrams_in
 
     def received(self, calls: int, messages: Messages) -> None:
-        """Something came in, and is to be handed out."""
+        """Something came in, and is handed out now."""
         self._receive_calls += calls
         self._trains_in += messages.count
         self._datagrams_in += messages.datagrams
@@ -84,22 +84,8 @@ class FlowAccount:
         self._dropped["closed"] += self.handing_out
         self.handing_out = 0
 
-    def snapshot(
-        self,
-        receivers: Iterable[UdpBatchReceiver],
-        senders: Iterable[UdpBatchSender],
-        buffers_dropped: int,
-    ) -> RelayFlow:
-        """All counts, with those of receivers, senders and sockets that are still there."""
-        calls, trains, datagrams = self._receive_calls, self._trains_in, self._datagrams_in
-        nbytes, buffers = self._bytes_in, buffers_dropped
-        for receiver in receivers:
-            told = receiver.statistics()
-            calls += told.receive_calls
-            trains += told.trains_received
-            datagrams += told.datagrams_received
-            nbytes += told.bytes_received
-            buffers += told.buffers_dropped_by_kernel or 0
+    def snapshot(self, senders: Iterable[UdpBatchSender], buffers_dropped: int) -> RelayFlow:
+        """All counts, with those of senders and sockets that are still there."""
         send_calls, trains_out = self._send_calls, self._trains_out
         datagrams_out, bytes_out = self._datagrams_out, self._bytes_out
         dropped, errors = self._dropped.copy(), self._errors.copy()
@@ -113,8 +99,8 @@ class FlowAccount:
             dropped.update(_not_sent(sender))
             errors.update(sender._waiter.asynchronous_errors)
         return RelayFlow(
-            datagrams_in=datagrams,
-            bytes_in=nbytes,
+            datagrams_in=self._datagrams_in,
+            bytes_in=self._bytes_in,
             datagrams_added=self.added,
             datagrams_out=datagrams_out,
             bytes_out=bytes_out,
@@ -123,9 +109,9 @@ class FlowAccount:
             asynchronous_errors=MappingProxyType(
                 {_errno_name(number): count for number, count in errors.items()}
             ),
-            buffers_dropped_by_kernel=buffers,
-            receive_calls=calls,
-            trains_in=trains,
+            buffers_dropped_by_kernel=buffers_dropped,
+            receive_calls=self._receive_calls,
+            trains_in=self._trains_in,
             send_calls=send_calls,
             trains_out=trains_out,
         )

@@ -75,10 +75,12 @@ class RelayCopies:
     async def forward(self, batch: PacketBatch[Address]) -> None:
         """Send what clients sent to every target."""
         account, upstreams = self._to_targets, list(self._upstreams.values())
-        account.added += (len(upstreams) - 1) * len(batch)
-        copies = len(upstreams) * len(batch)
+        messages = messages_of(batch)[0]
+        copies = len(upstreams) * messages.datagrams
+        account.received(1, messages)
+        account.added += copies - messages.datagrams
         account.handing_out += copies
-        send_each(upstreams, [messages_of(batch)[0]] * len(upstreams), self._fan, account)
+        send_each(upstreams, [messages] * len(upstreams), self._fan, account)
         account.handing_out -= copies
 
     def answer(self, ready: list[Upstream]) -> int:

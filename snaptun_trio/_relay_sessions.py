@@ -40,8 +40,8 @@ _OPENED_A_TURN = 32
 _NOTES = 64
 # So many sockets are asked at once what the kernel dropped; each takes some microseconds.
 _ASKED_AT_ONCE = 200
-# So many receive calls at most for a session that has to go.
-_LAST_CALLS = 16
+# So many receive calls at most for a session that has to go: as many as a full buffer can need.
+_LAST_CALLS = 1024
 
 
 class RelaySession(Upstream):
@@ -138,11 +138,13 @@ class RelaySessions:
     async def forward(self, batch: PacketBatch[Address]) -> None:  # noqa: ASYNC910
         """Send on what clients sent."""
         now, get = trio.current_time(), self._table.get
-        self._to_targets.handing_out += len(batch)
+        everything = messages_of(batch)[0]
+        self._to_targets.received(1, everything)
+        self._to_targets.handing_out += everything.datagrams
         sessions: list[RelaySession] = []
         parts: list[Messages] = []
         opened = 0
-        for client, messages in messages_of(batch)[0].by_address().items():
+        for client, messages in everything.by_address().items():
             assert client is not None, "whatever was received came from somewhere"
             session = get(client)
             if session is None:
@@ -181,11 +183,10 @@ class RelaySessions:
         elif self._table.is_full and victim is None:
             reason = "table full"
         elif not self._openings.take(now):
-            reason = "too many at once"
+            reason = "no socket" if self._openings.paused(now) else "too many at once"
         else:
             if victim is not None:
-                self.counts.evicted += 1
-                self._let_go(victim)
+                self.counts.evicted += self._let_go(victim)
             session = self._open(client, first, now)
             if session is not None:
                 return session
@@ -209,7 +210,8 @@ class RelaySessions:
                 session.close()
                 raise
         except OSError as error:
-            self._openings.pause(now)
+            if error.errno in _errnos.NOTHING_LEFT:
+                self._openings.pause(now)
             message = "no session could be opened to %s: %s"
             self._rare_log.warn(error.errno or 0, message, target, error)
             return None
@@ -244,8 +246,7 @@ class RelaySessions:
                 if error in _errnos.ASYNCHRONOUS:
                     self._to_targets.note_error(error)
                 else:
-                    self.counts.failed += 1
-                    self._close(ready[served - 1])
+                    self.counts.failed += self._close(ready[served - 1])
             ready = ready[served:]
         return found
 
@@ -253,38 +254,42 @@ class RelaySessions:
 
     async def expire(self) -> None:
         """Close the sessions through which nothing goes, for ever."""
-        await let_go_of_the_silent(self._table, self._idle_timeout, self._expire)
+        # A session may have been in use for so long after it was last noted.
+        idle_timeout = self._idle_timeout + self._grain
+        await let_go_of_the_silent(self._table, idle_timeout, self._expire)
 
     def _expire(self, session: RelaySession) -> None:
-        self.counts.expired += 1
-        self._close(session)
+        self.counts.expired += self._let_go(session)
 
     def set_targets(self, targets: Sequence[Address]) -> None:
         """Other targets from now on. Sessions whose target is none of them any more are closed."""
         self._targets = targets
         for session in list(self._table):
             if session.target not in targets:
-                self.counts.moved += 1
-                self._let_go(session)
+                self.counts.moved += self._let_go(session)
 
-    def _let_go(self, session: RelaySession) -> None:
-        """Close a session whose last answers may have come already."""
+    def _let_go(self, session: RelaySession) -> bool:
+        """Close a session whose last answers may have come already.
+
+        Returns whether it was there to be closed: its socket may fail meanwhile.
+        """
         for _ in range(_LAST_CALLS):
-            if not self.answer([session]):
+            if not self.answer([session]) or self._table.get(session.address) is not session:
                 break
-        self._close(session)
+        return self._close(session)
 
-    def _close(self, session: RelaySession) -> None:
-        if self._table.get(session.address) is session:
-            self._table.remove(session)
-            fd = session.io.sock.fileno()
-            self._poller.remove(fd, session.io)
-            self._ask(session)
-            session.close()
-            self._to_targets.forget(session.sender)
+    def _close(self, session: RelaySession) -> bool:
+        if self._table.get(session.address) is not session:
+            return False
+        self._table.remove(session)
+        fd = session.io.sock.fileno()
+        self._poller.remove(fd, session.io)
+        self._ask(session)
+        session.close()
+        self._to_targets.forget(session.sender)
+        return True
 
     def close(self) -> None:
         """Close everything, after a last look for answers."""
         for session in list(self._table):
-            self.counts.closed += 1
-            self._let_go(session)
+            self.counts.closed += self._let_go(session)

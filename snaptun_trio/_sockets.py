@@ -72,7 +72,7 @@ async def open_udp_socket(
       ValueError: a number is out of its range, the families do not fit, the descriptor is no bound
         UDP socket, or this system has no SO_REUSEPORT.
     """
-    options = _checked(reuse_port, receive_buffer, send_buffer, fragment)
+    options = checked_options(reuse_port, receive_buffer, send_buffer, fragment)
     check_where("local", local)
     check_where("remote", remote)
     if isinstance(local, int) and reuse_port:
@@ -121,9 +121,14 @@ def refuse_options(**options: tuple[object, object]) -> None:
             )
 
 
-def _checked(
+def checked_options(
     reuse_port: bool, receive_buffer: int, send_buffer: int, fragment: bool
 ) -> SocketOptions:
+    """What a socket of our own is opened with, looked at before it is.
+
+    Raises:
+      TypeError, ValueError: see `open_udp_socket`.
+    """
     check_flags(reuse_port=reuse_port, fragment=fragment)
     check_int("receive_buffer", receive_buffer, 1, _LARGEST)
     check_int("send_buffer", send_buffer, 1, _LARGEST)
@@ -150,8 +155,8 @@ def check_where(name: str, where: object) -> None:
         raise type(error)(f"{name}={brief(where)}: {error}") from None
     if not where[0]:
         raise ValueError(f"{name}={brief(where)}: the host is empty; None is every address")
-    if name == "remote" and not where[1]:
-        raise ValueError(f"remote={brief(where)}: nothing can be sent to port 0")
+    if name != "local" and not where[1]:
+        raise ValueError(f"{name}={brief(where)}: nothing can be sent to port 0")
 
 
 async def resolve(name: str, where: tuple[object, ...]) -> list[Address]:

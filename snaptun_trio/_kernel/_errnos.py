@@ -25,5 +25,10 @@ ASYNCHRONOUS = FROM_ICMP | _numbers(
     "WSAECONNREFUSED"
 )
 
+# What the system says that has no socket, or no port, for anybody now. Others are about an address.
+NOTHING_LEFT = _numbers(
+    "EMFILE ENFILE ENOBUFS ENOMEM EAGAIN EADDRINUSE EADDRNOTAVAIL ENOSPC WSAEMFILE WSAENOBUFS"
+)
+
 # What a call on a descriptor says that is no socket any more.
 CLOSED_ERRNOS = _numbers("EBADF ENOTSOCK")

@@ -1,0 +1,138 @@
+# UdpRelay: what is wrong is told at once, before any system call.
+
+from __future__ import annotations
+
+import math
+import socket
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+
+from snaptun_trio import UdpRelay
+from snaptun_trio._kernel import _sockets
+
+if TYPE_CHECKING:
+    from . import ends
+
+HERE = ("127.0.0.1", 0)
+THERE = [("127.0.0.1", 9)]
+
+WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"local": "127.0.0.1"}, TypeError, "a socket, an address"),
+    ({"local": 1.5}, TypeError, "a socket, an address"),
+    ({"local": True}, TypeError, "descriptor"),
+    ({"local": -1}, ValueError, "descriptor"),
+    ({"local": ("127.0.0.1",)}, (TypeError, ValueError), "local"),  # type: ignore[list-item]
+    ({"local": ("127.0.0.1", 65_536)}, ValueError, "local"),
+    ({"local": ("", 1)}, ValueError, "local"),
+    ({"targets": []}, ValueError, "at least one target"),
+    ({"targets": ()}, ValueError, "at least one target"),
+    ({"targets": None}, TypeError, "targets"),
+    ({"targets": 53}, TypeError, "targets"),
+    ({"targets": ("127.0.0.1", 9)}, TypeError, "targets is an iterable"),
+    ({"targets": "127.0.0.1"}, TypeError, "targets"),
+    ({"targets": [None]}, TypeError, "not None"),
+    ({"targets": ["127.0.0.1"]}, TypeError, "target"),
+    ({"targets": [("127.0.0.1", 0)]}, ValueError, "port 0"),
+    ({"targets": [("127.0.0.1", 65_536)]}, ValueError, "target"),
+    ({"targets": [("127.0.0.1", "9")]}, TypeError, "target"),
+    ({"targets": [("", 9)]}, ValueError, "target"),
+    ({"duplicate": 1}, TypeError, "duplicate"),
+    ({"max_sessions": 0}, ValueError, "max_sessions"),
+    ({"max_sessions": 1.5}, TypeError, "max_sessions"),
+    ({"max_sessions": True}, TypeError, "max_sessions"),
+    ({"idle_timeout": 0}, ValueError, "idle_timeout"),
+    ({"idle_timeout": math.nan}, ValueError, "idle_timeout"),
+    ({"idle_timeout": None}, TypeError, "idle_timeout"),
+    ({"grace": -1}, ValueError, "grace"),
+    ({"grace": math.nan}, ValueError, "grace"),
+    ({"grace": "1"}, TypeError, "grace"),
+    ({"grace": True}, TypeError, "grace"),
+    ({"reuse_port": 1}, TypeError, "reuse_port"),
+    ({"reuse_port": True, "local": 5}, ValueError, "reuse_port"),
+    ({"receive_buffer": 0}, ValueError, "receive_buffer"),
+    ({"receive_buffer": "big"}, TypeError, "receive_buffer"),
+    ({"send_buffer": 2**30}, ValueError, "send_buffer"),
+    ({"send_buffer": None}, TypeError, "send_buffer"),
+    ({"fragment": None}, TypeError, "fragment"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "named"),
+    WRONG,
+    ids=[f"{n}-{next(iter(one[0]))}" for n, one in enumerate(WRONG)],
+)
+def test_wrong_arguments_are_told_before_anything_is_opened(
+    arguments: dict[str, Any],
+    error: type[Exception],
+    named: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(socket, "socket", _Never)
+    with pytest.raises(error, match=named):
+        UdpRelay(**{"local": HERE, "targets": THERE, **arguments})
+
+
+class _Never(socket.socket):
+    def __init__(self, *arguments: object, **more: object) -> None:
+        pytest.fail("a socket was opened")
+
+
+@pytest.mark.parametrize("kind", ["blocking", "tcp", "closed"])
+def test_a_socket_that_is_not_fit_is_told_at_once(kind: str) -> None:
+    with socket.socket(type=socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM) as sock:
+        sock.setblocking(kind == "blocking")
+        if kind == "closed":
+            sock.close()
+        with pytest.raises(ValueError, match="socket"):
+            UdpRelay(sock, THERE)
+        assert (sock.fileno() < 0) == (kind == "closed")
+
+
+def test_a_socket_that_is_given_has_its_port_shared_or_not(udp: ends.MakeSocket) -> None:
+    with pytest.raises(ValueError, match=r"reuse_port=True.*taken as its owner set it up"):
+        UdpRelay(udp(), THERE, reuse_port=True)
+
+
+@pytest.mark.parametrize(("limit", "sessions"), [(100, 70), (1, 1), (None, 10_000)])
+def test_sessions_get_their_share_of_the_descriptors(
+    limit: int | None, sessions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("snaptun_trio._relay.descriptor_limit", lambda: limit)
+    assert UdpRelay(HERE, THERE)._max_sessions == sessions
+    assert UdpRelay(HERE, THERE, max_sessions=5)._max_sessions == 5
+
+
+def test_the_limit_of_descriptors_is_the_systems(monkeypatch: pytest.MonkeyPatch) -> None:
+    resource = pytest.importorskip("resource")
+    asked: list[int] = []
+
+    def limits(of: int) -> tuple[int, int]:
+        asked.append(of)
+        return told
+
+    monkeypatch.setattr(resource, "getrlimit", limits)
+    told = (123, 456)
+    assert _sockets.descriptor_limit() == 123
+    told = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    assert _sockets.descriptor_limit() is None
+    assert asked == [resource.RLIMIT_NOFILE] * 2
+
+
+@pytest.mark.parametrize("targets", [THERE, iter(THERE), dict.fromkeys(THERE)])
+def test_targets_are_any_iterable(targets: Any) -> None:  # noqa: ANN401
+    assert "1 targets" in repr(UdpRelay(HERE, targets))
+
+
+@pytest.mark.parametrize(
+    ("targets", "error"), [([], ValueError), ([None], TypeError), (None, TypeError)]
+)
+async def test_new_targets_are_looked_at_as_well(
+    targets: Any,  # noqa: ANN401
+    error: type[Exception],
+) -> None:
+    relay = UdpRelay(HERE, THERE)
+    with trio.fail_after(1), pytest.raises(error):
+        await relay.set_targets(targets)
