@@ -1,35 +1,26 @@
 # UdpRelay: a forwarder between clients and one or several targets.
 #
 # It checks what is asked for, opens the socket that clients know, and begins and ends everything in
-# the right order. What happens to a datagram is in `_relay_sessions`, or in `_relay_copies`.
+# the right order. How datagrams are moved is in `_relay_front`.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, final
 
 import trio
 
 from ._brief import brief
 from ._expiry import check_idle_timeout
 from ._groups import raise_single
-from ._kernel._poller import open_poller
 from ._kernel._sockets import (
     check_socket,
     close_socket,
     descriptor_limit,
-    is_wildcard,
     open_socket,
-    switched_off,
 )
-from ._pool import PacketBufPool
-from ._receiver import UdpBatchReceiver
-from ._relay_account import FlowAccount, SessionCounts
-from ._relay_copies import RelayCopies
-from ._relay_sessions import RelaySessions
-from ._relay_statistics import RelayStatistics
-from ._sender import UdpBatchSender
+from ._relay_account import FlowAccount, SessionCounts, told
+from ._relay_front import RelayFront
 from ._sockets import (
     DEFAULT_BUFFER,
     check_where,
@@ -42,28 +33,18 @@ from ._train import check_flags, check_int
 
 if TYPE_CHECKING:
     import socket as stdlib_socket
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Sequence
 
     from ._kernel._interface import Socket
-    from ._kernel._poller import Poller
+    from ._relay_statistics import RelayStatistics
     from ._sockets import Local
     from ._train import Address
 
-# Datagrams that the queue for clients holds, more or less what one call takes in.
-_QUEUE = 1024
 # Of the descriptors that the process may have, what sessions get; and what where none is told.
 _SHARE_OF_DESCRIPTORS = 0.7
 _MANY_SESSIONS = 10_000
 # A relay that was stopped is done when nothing has come for so long, in seconds.
 _QUIET = 0.1
-# So many times in a row sockets were called ready and nothing was there, before we pause. What does
-# so for ever is a broken socket; a datagram with a bad checksum does so once.
-_PATIENCE = 16
-_PAUSE = 0.001  # seconds
-# After so many datagrams other tasks have their turn.
-_A_TURN = 128
-# So many receive calls at most, at the end, for what still waits in the kernel.
-_LAST_CALLS = 256
 
 
 @final
@@ -164,9 +145,7 @@ class UdpRelay:
         self._stop, self._ended = trio.Event(), trio.Event()
         self._began = False
         self._local_address: Address | None = None
-        self._forwarding: RelaySessions | RelayCopies | None = None
-        self._receiver: UdpBatchReceiver | None = None
-        self._sender: UdpBatchSender | None = None
+        self._front: RelayFront | None = None
         self._to_targets, self._to_clients = FlowAccount(), FlowAccount()
 
     def __repr__(self) -> str:
@@ -230,8 +209,8 @@ class UdpRelay:
 
         Stopping again does nothing.
         """
-        if self._forwarding is not None:
-            self._forwarding.stopping = True
+        if self._front is not None:
+            self._front.forwarding.stopping = True
         self._stop.set()
 
     async def drain(self) -> None:
@@ -255,9 +234,9 @@ class UdpRelay:
         """
         asked = _checked(targets)
         found = await self._resolved(asked)
-        if self._forwarding is None or self._ended.is_set():
+        if self._front is None or self._ended.is_set():
             raise RuntimeError("the relay does not run")
-        self._forwarding.set_targets(found)
+        self._front.forwarding.set_targets(found)
         self._targets = found
 
     def statistics(self) -> RelayStatistics:
@@ -265,27 +244,17 @@ class UdpRelay:
 
         With more than 200 sessions what the kernel dropped from their sockets is some calls old.
         """
-        forwarding = self._forwarding
-        upstreams = [] if forwarding is None else list(forwarding.upstreams())
-        counted = SessionCounts() if forwarding is None else forwarding.counts
-        received = None if self._receiver is None else self._receiver.statistics()
-        return RelayStatistics(
-            sessions=0 if forwarding is None else len(forwarding),
-            sessions_created=counted.created,
-            sessions_expired=counted.expired,
-            sessions_evicted=counted.evicted,
-            sessions_moved=counted.moved,
-            sessions_failed=counted.failed,
-            sessions_closed=counted.closed,
-            sessions_shed=counted.shed,
-            to_targets=self._to_targets.snapshot(
-                [one.sender for one in upstreams if one.sender is not None],
-                0 if received is None else received.buffers_dropped_by_kernel or 0,
-            ),
-            to_clients=self._to_clients.snapshot(
-                [self._sender] if self._sender else [],
-                0 if forwarding is None else forwarding.buffers_dropped(),
-            ),
+        if self._front is None:
+            return told(
+                SessionCounts(), 0, self._to_targets.snapshot(), self._to_clients.snapshot()
+            )
+        forwarding, received = self._front.forwarding, self._front.receiver.statistics()
+        senders = [one.sender for one in forwarding.upstreams() if one.sender is not None]
+        return told(
+            forwarding.counts,
+            len(forwarding),
+            self._to_targets.snapshot(senders, received.buffers_dropped_by_kernel or 0),
+            self._to_clients.snapshot([self._front.sender], forwarding.buffers_dropped()),
         )
 
     # -- from beginning to end
@@ -309,99 +278,29 @@ class UdpRelay:
         return tuple(found)
 
     async def _run(self, sock: Socket, task_status: trio.TaskStatus[UdpRelay]) -> None:
-        knows_ways = is_wildcard(sock) and not self._duplicate
-        pool = PacketBufPool()
-        receiver = UdpBatchReceiver(sock, pool, packet_info=knows_ways)
-        sender = UdpBatchSender(sock, batch_size=_QUEUE)
-        poller: Poller[Any] = open_poller()  # the clients' socket has the key None
-        try:
-            poller.add(receiver._io, None)
-            forwarding = self._forward_with(sender, pool, poller, knows_ways)
-            self._receiver, self._sender, self._forwarding = receiver, sender, forwarding
-            self._local_address = receiver.local_address
-            forwarding.stopping = self._stop.is_set()
-            try:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._move, receiver, poller, forwarding)
-                    nursery.start_soon(_protected, forwarding.expire)
-                    task_status.started(self)
-                    await self._stop.wait()
-                    await self._until_quiet()
-                    nursery.cancel_scope.cancel(reason="the relay was stopped")
-            finally:
-                with trio.CancelScope(shield=True):
-                    await self._finish(receiver, sender, forwarding)
-        finally:
-            poller.close()
-
-    def _forward_with(
-        self,
-        sender: UdpBatchSender,
-        pool: PacketBufPool,
-        poller: Poller[Any],
-        knows_ways: bool,
-    ) -> RelaySessions | RelayCopies:
-        front = sender._io
-        fan = front.fan(front, pool._memory(front), gso=not switched_off("GSO"))
-        if self._duplicate:
-            return RelayCopies(
-                fan,
-                poller,
-                self._targets,
-                sender.local_address,
-                options=self._options,
-                to_targets=self._to_targets,
-                to_clients=self._to_clients,
-            )
-        return RelaySessions(
-            sender,
-            fan,
-            poller,
+        self._front = front = RelayFront(
+            sock,
             self._targets,
+            duplicate=self._duplicate,
             max_sessions=self._max_sessions,
             idle_timeout=self._idle_timeout,
-            knows_ways=knows_ways,
             options=self._options,
             to_targets=self._to_targets,
             to_clients=self._to_clients,
         )
-
-    @trio.lowlevel.enable_ki_protection
-    async def _move(
-        self,
-        receiver: UdpBatchReceiver,
-        poller: Poller[Any],
-        forwarding: RelaySessions | RelayCopies,
-    ) -> None:
-        """Move datagrams both ways, for ever.
-
-        All sockets are waited for together: the clients' own wait, and the try before it, would be
-        a third of what a wake-up costs.
-        """
-        in_vain = 0
-        while True:
-            if in_vain >= _PATIENCE:
-                await trio.sleep(_PAUSE)
-            await poller.wait()
-            in_vain += 1
-            moved = 0
-            # What came meanwhile is looked for at once: a turn of the scheduler costs ten looks.
-            while moved < _A_TURN and (ready := poller.poll()):
-                asked = None in ready
-                if asked:
-                    ready.remove(None)
-                # Answers first: to make room for a new client a session may end.
-                found = forwarding.answer(ready)
-                if asked:
-                    with contextlib.suppress(trio.WouldBlock):
-                        batch = receiver.receive_nowait()
-                        found += len(batch)
-                        await forwarding.forward(batch)
-                        del batch  # or it would keep its slab while more is waited for
-                if not found:
-                    break
-                in_vain = 0
-                moved += found
+        self._local_address = front.receiver.local_address
+        front.forwarding.stopping = self._stop.is_set()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(front.move)
+                nursery.start_soon(front.expire)
+                task_status.started(self)
+                await self._stop.wait()
+                await self._until_quiet()
+                nursery.cancel_scope.cancel(reason="the relay was stopped")
+        finally:
+            with trio.CancelScope(shield=True):
+                await front.finish()
 
     async def _until_quiet(self) -> None:
         with trio.move_on_after(self._grace):
@@ -413,30 +312,6 @@ class UdpRelay:
     def _came(self) -> int:
         counted = self.statistics()
         return counted.to_targets.datagrams_in + counted.to_clients.datagrams_in
-
-    async def _finish(  # noqa: ASYNC910
-        self,
-        receiver: UdpBatchReceiver,
-        sender: UdpBatchSender,
-        forwarding: RelaySessions | RelayCopies,
-    ) -> None:
-        """Send what is there, as far as that goes without waiting for anything, and close."""
-        forwarding.stopping = True
-        try:
-            with contextlib.suppress(trio.WouldBlock, trio.ClosedResourceError, OSError):
-                for _ in range(_LAST_CALLS):
-                    await forwarding.forward(receiver.receive_nowait())
-        finally:
-            forwarding.close()
-            receiver.close()
-            sender.close()
-            self._to_targets.finish()
-            self._to_clients.finish()
-
-
-@trio.lowlevel.enable_ki_protection
-async def _protected(task: Callable[[], Awaitable[None]]) -> None:
-    await task()
 
 
 def _checked(targets: Iterable[Address]) -> tuple[Address, ...]:

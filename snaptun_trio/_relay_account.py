@@ -11,7 +11,7 @@ from errno import errorcode
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from ._relay_statistics import RelayFlow
+from ._relay_statistics import RelayFlow, RelayStatistics
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -84,7 +84,9 @@ class FlowAccount:
         self._dropped["closed"] += self.handing_out
         self.handing_out = 0
 
-    def snapshot(self, senders: Iterable[UdpBatchSender], buffers_dropped: int) -> RelayFlow:
+    def snapshot(
+        self, senders: Iterable[UdpBatchSender] = (), buffers_dropped: int = 0
+    ) -> RelayFlow:
         """All counts, with those of senders and sockets that are still there."""
         send_calls, trains_out = self._send_calls, self._trains_out
         datagrams_out, bytes_out = self._datagrams_out, self._bytes_out
@@ -115,6 +117,24 @@ class FlowAccount:
             send_calls=send_calls,
             trains_out=trains_out,
         )
+
+
+def told(
+    counts: SessionCounts, sessions: int, to_targets: RelayFlow, to_clients: RelayFlow
+) -> RelayStatistics:
+    """All of it, as a program sees it."""
+    return RelayStatistics(
+        sessions=sessions,
+        sessions_created=counts.created,
+        sessions_expired=counts.expired,
+        sessions_evicted=counts.evicted,
+        sessions_moved=counts.moved,
+        sessions_failed=counts.failed,
+        sessions_closed=counts.closed,
+        sessions_shed=counts.shed,
+        to_targets=to_targets,
+        to_clients=to_clients,
+    )
 
 
 def _not_sent(sender: UdpBatchSender) -> Counter[str]:

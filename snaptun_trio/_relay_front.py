@@ -1,0 +1,165 @@
+# The front of a relay: the socket that clients know, and the loop that moves datagrams.
+#
+# One task waits for this socket and for those towards targets, and moves what is there. What
+# becomes of a datagram is in `_relay_sessions`, or in `_relay_copies`. This file must not know when
+# a relay begins and ends, nor what was asked of it.
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from ._kernel._poller import open_poller
+from ._kernel._sockets import is_wildcard, switched_off
+from ._pool import PacketBufPool
+from ._receiver import UdpBatchReceiver
+from ._relay_copies import RelayCopies
+from ._relay_sessions import RelaySessions
+from ._sender import UdpBatchSender
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ._kernel._interface import Socket
+    from ._kernel._poller import Poller
+    from ._kernel._sockets import SocketOptions
+    from ._relay_account import FlowAccount
+    from ._train import Address
+
+# Datagrams that the queue for clients holds, more or less what one call takes in.
+_QUEUE = 1024
+# So many times in a row sockets were called ready and nothing was there, before we pause. What does
+# so for ever is a broken socket; a datagram with a bad checksum does so once.
+_PATIENCE = 16
+_PAUSE = 0.001  # seconds
+# After so many datagrams other tasks have their turn.
+_A_TURN = 128
+# So many receive calls at most, at the end, for what still waits in the kernel.
+_LAST_CALLS = 256
+
+
+class RelayFront:
+    """What a relay has while it runs.
+
+    Args:
+      sock: what clients send to. It is not closed here.
+      targets: where to.
+      duplicate: whether everything goes to all of them.
+      max_sessions, idle_timeout: see `UdpRelay`.
+      options: of the sockets towards targets.
+      to_targets, to_clients: the accounts.
+
+    Raises:
+      OSError: there is no socket, or no way, to a target, with ``duplicate``.
+    """
+
+    def __init__(
+        self,
+        sock: Socket,
+        targets: Sequence[Address],
+        *,
+        duplicate: bool,
+        max_sessions: int,
+        idle_timeout: float,
+        options: SocketOptions,
+        to_targets: FlowAccount,
+        to_clients: FlowAccount,
+    ) -> None:
+        knows_ways = is_wildcard(sock) and not duplicate
+        pool = PacketBufPool()
+        self.receiver = UdpBatchReceiver(sock, pool, packet_info=knows_ways)
+        self.sender = UdpBatchSender(sock, batch_size=_QUEUE)
+        io = self.sender._io
+        fan = io.fan(io, pool._memory(io), gso=not switched_off("GSO"))
+        self._poller: Poller[Any] = open_poller()  # of upstreams; the clients' socket has None
+        self._to_targets, self._to_clients = to_targets, to_clients
+        self.forwarding: RelaySessions | RelayCopies
+        try:
+            self._poller.add(io, None)
+            if duplicate:
+                self.forwarding = RelayCopies(
+                    fan,
+                    self._poller,
+                    targets,
+                    self.receiver.local_address,
+                    options=options,
+                    to_targets=to_targets,
+                    to_clients=to_clients,
+                )
+            else:
+                self.forwarding = RelaySessions(
+                    self.sender,
+                    fan,
+                    self._poller,
+                    targets,
+                    max_sessions=max_sessions,
+                    idle_timeout=idle_timeout,
+                    knows_ways=knows_ways,
+                    options=options,
+                    to_targets=to_targets,
+                    to_clients=to_clients,
+                )
+        except BaseException:
+            self._poller.close()
+            raise
+
+    @trio.lowlevel.enable_ki_protection
+    async def move(self) -> None:
+        """Move datagrams both ways, for ever.
+
+        All sockets are waited for together: the clients' own wait, and the try before it, would be
+        a third of what a wake-up costs.
+
+        Raises:
+          trio.ClosedResourceError, OSError: the clients' socket is closed, or has failed.
+        """
+        poller = self._poller
+        in_vain = 0
+        while True:
+            if in_vain >= _PATIENCE:
+                await trio.sleep(_PAUSE)
+            await poller.wait()
+            in_vain += 1
+            moved = 0
+            # What came meanwhile is looked for at once: a turn of the scheduler costs ten looks.
+            while moved < _A_TURN and (ready := poller.poll()):
+                asked = None in ready
+                if asked:
+                    ready.remove(None)
+                # Answers first: to make room for a new client a session may end.
+                found = self.forwarding.answer(ready)
+                if asked:
+                    with contextlib.suppress(trio.WouldBlock):
+                        batch = self.receiver.receive_nowait()
+                        found += len(batch)
+                        await self.forwarding.forward(batch)
+                        del batch  # or it would keep its slab while more is waited for
+                if not found:
+                    break
+                in_vain = 0
+                moved += found
+
+    @trio.lowlevel.enable_ki_protection
+    async def expire(self) -> None:
+        """End what is silent for too long, for ever."""
+        await self.forwarding.expire()
+
+    async def finish(self) -> None:  # noqa: ASYNC910
+        """Send what is there, as far as that goes without waiting for anything, and end.
+
+        Not to be cancelled.
+        """
+        self.forwarding.stopping = True
+        try:
+            with contextlib.suppress(trio.WouldBlock, trio.ClosedResourceError, OSError):
+                for _ in range(_LAST_CALLS):
+                    await self.forwarding.forward(self.receiver.receive_nowait())
+        finally:
+            self.forwarding.close()
+            self.receiver.close()
+            self.sender.close()
+            self._poller.close()
+            self._to_targets.finish()
+            self._to_clients.finish()
