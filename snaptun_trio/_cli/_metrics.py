@@ -11,7 +11,7 @@ from socketserver import ThreadingTCPServer
 from typing import TYPE_CHECKING
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from ._relay_totals import DIRECTIONS
@@ -24,25 +24,20 @@ if TYPE_CHECKING:
     from ._arguments import HostPort
     from ._relay_totals import RelayTotals
 
-PREFIX = "snaptun_trio_"
-FLOWS = {
-    "datagrams_in": "Datagrams received.",
-    "datagrams_out": "Datagrams that the kernel took.",
-    "bytes_in": "Payload bytes received.",
-    "bytes_out": "Payload bytes that the kernel took.",
-    "receive_calls": "System calls that brought something.",
-    "send_calls": "System calls that sent something.",
-    "trains_out": "Messages that the kernel took; with GSO one has many datagrams.",
-    "buffers_dropped_by_kernel": "Buffers, not datagrams, that a full receive queue dropped.",
-}
-SESSIONS = {
-    "sessions_created": "Sessions begun.",
-    "sessions_expired": "Sessions that ended because they were silent.",
-    "sessions_evicted": "Sessions that made room for new ones.",
-    "sessions_shed": "Times that a new client was turned away.",
-    "cpu_seconds": "CPU time of all workers.",
-}
+FLOWS = ("datagrams_in", "datagrams_out", "bytes_in", "bytes_out", "receive_calls", "send_calls")
+MORE_FLOWS = ("trains_out", "buffers_dropped_by_kernel")
+SESSIONS = ("sessions_created", "sessions_expired", "sessions_evicted", "sessions_shed")
+GAUGES = ("datagrams_per_syscall", "workers", "sessions_active")
 MOST_THREADS = 20  # of the whole process: each request has one
+
+
+def family(name: str, numbers: dict[tuple[str, ...], float], *labels: str) -> Metric:
+    """A metric with its numbers, by what its labels say."""
+    kind = GaugeMetricFamily if name in GAUGES else CounterMetricFamily
+    made = kind(f"snaptun_trio_{name}", name.replace("_", " "), labels=labels)
+    for values, number in numbers.items():
+        made.add_metric(values, number)
+    return made
 
 
 class RelayCollector(Collector):
@@ -54,29 +49,21 @@ class RelayCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """All of them, of one moment."""
         totals, sums = self._totals, self._totals.sums
-        labels = ("direction",)
-        for name, text in FLOWS.items():
-            counter = CounterMetricFamily(PREFIX + name, text, labels=labels)
-            for way in DIRECTIONS:
-                counter.add_metric([way], sums[way][name])
-            yield counter
-        text = "Datagrams received and not sent."
-        dropped = CounterMetricFamily(PREFIX + "dropped", text, labels=(*labels, "reason"))
-        text = "Datagrams received or sent by a system call, since the beginning."
-        each = GaugeMetricFamily(PREFIX + "datagrams_per_syscall", text, labels=labels)
+        for name in (*FLOWS, *MORE_FLOWS):
+            yield family(name, {(way,): sums[f"{way}.{name}"] for way in DIRECTIONS}, "direction")
+        dropped = [name for name in sums if ".dropped." in name]
+        by_reason = {tuple(name.split(".dropped.")): float(sums[name]) for name in dropped}
+        yield family("dropped", by_reason, "direction", "reason")
+        each: dict[tuple[str, ...], float] = {}
         for way in DIRECTIONS:
-            flow = sums[way]
-            for reason, count in flow["dropped"].items():
-                dropped.add_metric([way, reason], count)
-            calls = max(flow["receive_calls"] + flow["send_calls"], 1)
-            each.add_metric([way], (flow["datagrams_in"] + flow["datagrams_out"]) / calls)
-        yield from (dropped, each)
-        for name, text in SESSIONS.items():
-            yield CounterMetricFamily(PREFIX + name, text, sums[name])
-        text = "Workers that were replaced."
-        yield CounterMetricFamily(PREFIX + "worker_restarts", text, totals.restarts)
-        yield GaugeMetricFamily(PREFIX + "workers", "Workers that relay.", totals.running)
-        yield GaugeMetricFamily(PREFIX + "sessions_active", "Sessions now.", sums["sessions"])
+            calls = sums[f"{way}.receive_calls"] + sums[f"{way}.send_calls"]
+            datagrams = sums[f"{way}.datagrams_in"] + sums[f"{way}.datagrams_out"]
+            each[way,] = datagrams / max(calls, 1)
+        yield family("datagrams_per_syscall", each, "direction")
+        plain = {name: sums[name] for name in (*SESSIONS, "cpu_seconds")}
+        plain |= {"workers": len(totals.reports), "worker_restarts": totals.restarts}
+        for name, number in {**plain, "sessions_active": sums["sessions"]}.items():
+            yield family(name, {(): number})
 
 
 class _Server(ThreadingTCPServer):
@@ -91,8 +78,7 @@ class _Server(ThreadingTCPServer):
             self.address_family, *_, address = found[0]
             super().__init__((str(address[0]), where[1]), _Request)
         except OSError as error:
-            text = f"{error.strerror}: --metrics {host}, port {where[1]}"
-            raise OSError(error.errno, text) from None
+            raise OSError(error.errno, f"{error.strerror}: --metrics {host}:{where[1]}") from None
 
     def verify_request(self, request: object, client_address: object) -> bool:
         return threading.active_count() < MOST_THREADS
@@ -115,7 +101,6 @@ class _Request(BaseHTTPRequestHandler):
             code, text = 404, b"here are /metrics, /live and /ready\n"
         self.send_response(code)
         self.send_header("Content-Type", CONTENT_TYPE_LATEST)
-        self.send_header("Content-Length", str(len(text)))
         self.end_headers()
         self.wfile.write(text)
 
@@ -124,13 +109,10 @@ class _Request(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def open_metrics(where: HostPort | None, totals: RelayTotals) -> Generator[str, None, None]:
-    """Serve them until the block ends; gives what to say of it."""
-    if where is None:
-        yield ""
-        return
+def open_metrics(where: HostPort, totals: RelayTotals) -> Generator[str, None, None]:
+    """Serve them until the block ends; gives the address."""
     with _Server(where, totals) as server:
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         host, port = server.socket.getsockname()[:2]
-        yield f", metrics on http://{f'[{host}]' if ':' in host else host}:{port}/metrics"
+        yield f"http://{f'[{host}]' if ':' in host else host}:{port}/metrics"
         server.shutdown()

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import signal
-import sys
 from argparse import ArgumentTypeError
+from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -13,13 +13,14 @@ import trio
 
 from .. import UdpRelay
 from ._arguments import add_command, host_port, positive
+from ._relay_totals import RelayTotals
+from ._relay_view import View
+from ._supervisor import Supervisor, open_sockets
 
 if TYPE_CHECKING:
     import argparse
 
     from ._arguments import Commands, HostPort
-    from ._relay_view import View
-    from ._supervisor import Supervisor
 
 SETTINGS = ("targets", "duplicate", "max_sessions", "idle_timeout", "grace", "fragment")
 
@@ -68,12 +69,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 async def relay(options: argparse.Namespace, settings: dict[str, object]) -> None:
-    """Open everything, and run it."""
-    from ._metrics import open_metrics
-    from ._relay_totals import RelayTotals
-    from ._relay_view import JsonView, LiveView, View
-    from ._supervisor import Supervisor, open_sockets
-
+    """Open everything, run it, and show how it stands until it has ended."""
     totals = RelayTotals(options.workers)
     sockets = await open_sockets(options.listen, options.workers, options.fragment)
     supervisor = Supervisor(sockets, options.interval, settings, totals)
@@ -81,26 +77,26 @@ async def relay(options: argparse.Namespace, settings: dict[str, object]) -> Non
     numbers = ((len(options.targets), "target"), (options.workers, "worker"))
     how_many = ", ".join(f"{number} {noun}{'s' * (number > 1)}" for number, noun in numbers)
     head = f"relaying on {f'[{host}]' if ':' in host else host}:{port} to {how_many}"
-    view = JsonView if options.json else LiveView if sys.stderr.isatty() else View
-    with open_metrics(options.metrics, totals) as metrics:
+    with ExitStack() as stack:
+        if options.metrics:
+            from ._metrics import open_metrics
+
+            head += f", metrics on {stack.enter_context(open_metrics(options.metrics, totals))}"
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stop_on_signal, supervisor)
             nursery.start_soon(supervisor.run)
-            await watch(supervisor, view, head + metrics, options.interval)
+            await supervisor.begun.wait()
+            view, final = View(head, totals, options.json), False
+            while not final:
+                final = supervisor.ended.is_set()
+                news, supervisor.news = supervisor.news, []
+                # In a thread: a terminal may be slow.
+                await trio.to_thread.run_sync(
+                    partial(view.show, news, final), abandon_on_cancel=True
+                )
+                with trio.move_on_after(options.interval):
+                    await supervisor.ended.wait()
             nursery.cancel_scope.cancel(reason="it has ended")
-
-
-async def watch(supervisor: Supervisor, kind: type[View], head: str, interval: float) -> None:
-    """Show how it stands, until it has ended."""
-    await supervisor.begun.wait()
-    view, final = kind(head), False
-    while not final:
-        final = supervisor.ended.is_set()
-        news, supervisor.news = supervisor.news, []
-        show = partial(view.show, supervisor.totals, news, final)
-        await trio.to_thread.run_sync(show, abandon_on_cancel=True)
-        with trio.move_on_after(interval):
-            await supervisor.ended.wait()
 
 
 async def stop_on_signal(supervisor: Supervisor) -> None:
