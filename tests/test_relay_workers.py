@@ -113,9 +113,9 @@ def test_no_count_falls_when_a_worker_ends() -> None:
     totals.take(1, report(sessions=2, sessions_created=6, to_targets__datagrams_in=11))
     before = totals.sums
     assert (before["sessions"], before["sessions_created"]) == (3, 7)
-    totals.ended(2)
+    totals.take(2, None)
     assert not totals.ready
-    totals.ended(2)  # it died before its first report
+    totals.take(2, None)  # it died before its first report
     after = totals.sums
     assert (after["sessions"], after["sessions_closed"], after["sessions_created"]) == (2, 1, 7)
     assert after["to_targets.datagrams_waiting"] == 0

@@ -17,53 +17,42 @@ from prometheus_client.registry import Collector
 from ._relay_totals import DIRECTIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Generator, Iterable
 
     from prometheus_client import Metric
 
     from ._arguments import HostPort
     from ._relay_totals import RelayTotals
 
-FLOWS = ("datagrams_in", "datagrams_out", "bytes_in", "bytes_out", "receive_calls", "send_calls")
-MORE_FLOWS = ("trains_out", "buffers_dropped_by_kernel")
-SESSIONS = ("sessions_created", "sessions_expired", "sessions_evicted", "sessions_shed")
-GAUGES = ("datagrams_per_syscall", "workers", "sessions_active")
+GAUGES = ("workers", "sessions_active", "datagrams_waiting", "datagrams_per_syscall")
 MOST_THREADS = 20  # of the whole process: each request has one
 
 
-def family(name: str, numbers: dict[tuple[str, ...], float], *labels: str) -> Metric:
-    """A metric with its numbers, by what its labels say."""
-    kind = GaugeMetricFamily if name in GAUGES else CounterMetricFamily
-    made = kind(f"snaptun_trio_{name}", name.replace("_", " "), labels=labels)
-    for values, number in numbers.items():
-        made.add_metric(values, number)
-    return made
-
-
 class RelayCollector(Collector):
-    """The totals, as metrics."""
+    """The totals, as metrics: "to_clients.dropped.EPERM" is ``dropped`` with two labels."""
 
     def __init__(self, totals: RelayTotals) -> None:
         self._totals = totals
 
-    def collect(self) -> Iterator[Metric]:
+    def collect(self) -> Iterable[Metric]:
         """All of them, of one moment."""
         totals, sums = self._totals, self._totals.sums
-        for name in (*FLOWS, *MORE_FLOWS):
-            yield family(name, {(way,): sums[f"{way}.{name}"] for way in DIRECTIONS}, "direction")
-        dropped = [name for name in sums if ".dropped." in name]
-        by_reason = {tuple(name.split(".dropped.")): float(sums[name]) for name in dropped}
-        yield family("dropped", by_reason, "direction", "reason")
-        each: dict[tuple[str, ...], float] = {}
+        numbers: dict[str, float] = {**sums, "workers": len(totals.reports)}
+        numbers["worker_restarts"] = totals.restarts
+        numbers["sessions_active"] = numbers.pop("sessions", 0)
         for way in DIRECTIONS:
             calls = sums[f"{way}.receive_calls"] + sums[f"{way}.send_calls"]
             datagrams = sums[f"{way}.datagrams_in"] + sums[f"{way}.datagrams_out"]
-            each[way,] = datagrams / max(calls, 1)
-        yield family("datagrams_per_syscall", each, "direction")
-        plain = {name: sums[name] for name in (*SESSIONS, "cpu_seconds")}
-        plain |= {"workers": len(totals.reports), "worker_restarts": totals.restarts}
-        for name, number in {**plain, "sessions_active": sums["sessions"]}.items():
-            yield family(name, {(): number})
+            numbers[f"{way}.datagrams_per_syscall"] = datagrams / max(calls, 1)
+        families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
+        for key, number in numbers.items():
+            labels = key.split(".")
+            name = labels.pop(len(labels) > 1)
+            kind = GaugeMetricFamily if name in GAUGES else CounterMetricFamily
+            names = ("direction", "reason")[: len(labels)]
+            family = kind(f"snaptun_trio_{name}", name.replace("_", " "), labels=names)
+            families.setdefault(name, family).add_metric(labels, number)
+        return families.values()
 
 
 class _Server(ThreadingTCPServer):
@@ -92,17 +81,13 @@ class _Request(BaseHTTPRequestHandler):
     timeout = 5.0  # for each read and write
 
     def do_GET(self) -> None:
-        code, text = 200, b"ok\n"
-        if self.path == "/metrics":
-            text = generate_latest(self.server.registry)
-        elif self.path == "/ready" and not self.server.totals.ready:
-            code, text = 503, b"not ready\n"
-        elif self.path not in ("/live", "/ready"):
-            code, text = 404, b"here are /metrics, /live and /ready\n"
+        ready = self.server.totals.ready
+        code = {"/metrics": 200, "/live": 200, "/ready": 200 if ready else 503}.get(self.path, 404)
         self.send_response(code)
         self.send_header("Content-Type", CONTENT_TYPE_LATEST)
         self.end_headers()
-        self.wfile.write(text)
+        page = generate_latest(self.server.registry) if self.path == "/metrics" else b"%d\n" % code
+        self.wfile.write(page)
 
     def log_message(self, *_: object, **__: object) -> None:
         pass

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import argparse
 
     from ._arguments import Commands, HostPort
+    from ._talk import Facts
 
 SETTINGS = ("targets", "duplicate", "max_sessions", "idle_timeout", "grace", "fragment")
 
@@ -35,16 +36,14 @@ def target(text: str) -> HostPort:
 
 def add_parser(commands: Commands) -> None:
     """Add the command."""
-    add = add_command(
-        commands,
-        "relay",
-        run,
-        "forward datagrams to a service, and its answers back",
+    what = (
         "Each client has a socket of its own towards its target, and stays with that target. "
         "SIGTERM or Ctrl-C ends it: new clients are turned away, and what is under way is sent; "
-        "a second one ends it at once. With --json a line each second, and a last one.",
-        ":5353 192.0.2.1:53 192.0.2.2:53 --workers 2 --metrics 127.0.0.1:9100",
-    ).add_argument
+        "a second one ends it at once. With --json a line each second, and a last one."
+    )
+    example = ":5353 192.0.2.1:53 192.0.2.2:53 --workers 2 --metrics 127.0.0.1:9100"
+    summary = "forward datagrams to a service, and its answers back"
+    add = add_command(commands, "relay", run, summary, what, example).add_argument
     add("listen", metavar="LISTEN", type=host_port, help="such as 127.0.0.1:53, [::1]:53 or :53")
     add("targets", metavar="TARGET", nargs="+", type=target, help="such as 192.0.2.1:53")
     add("--idle-timeout", type=float, default=60.0, help="seconds to forget a silent client (60)")
@@ -64,15 +63,15 @@ def run(options: argparse.Namespace) -> int:
         UdpRelay(None, **settings)
     except ValueError as error:
         options.error(str(error))
-    trio.run(relay, options, settings)
+    trio.run(relay, options, {**settings, "interval": options.interval})
     return 0
 
 
-async def relay(options: argparse.Namespace, settings: dict[str, object]) -> None:
+async def relay(options: argparse.Namespace, settings: Facts) -> None:
     """Open everything, run it, and show how it stands until it has ended."""
     totals = RelayTotals(options.workers)
     sockets = await open_sockets(options.listen, options.workers, options.fragment)
-    supervisor = Supervisor(sockets, options.interval, settings, totals)
+    supervisor = Supervisor(sockets, totals, settings)
     host, port = sockets[0].getsockname()[:2]
     numbers = ((len(options.targets), "target"), (options.workers, "worker"))
     how_many = ", ".join(f"{number} {noun}{'s' * (number > 1)}" for number, noun in numbers)
@@ -90,10 +89,8 @@ async def relay(options: argparse.Namespace, settings: dict[str, object]) -> Non
             while not final:
                 final = supervisor.ended.is_set()
                 news, supervisor.news = supervisor.news, []
-                # In a thread: a terminal may be slow.
-                await trio.to_thread.run_sync(
-                    partial(view.show, news, final), abandon_on_cancel=True
-                )
+                show = partial(view.show, news, final)
+                await trio.to_thread.run_sync(show, abandon_on_cancel=True)  # terminals may be slow
                 with trio.move_on_after(options.interval):
                     await supervisor.ended.wait()
             nursery.cancel_scope.cancel(reason="it has ended")
@@ -101,9 +98,10 @@ async def relay(options: argparse.Namespace, settings: dict[str, object]) -> Non
 
 async def stop_on_signal(supervisor: Supervisor) -> None:
     """Stop at the first signal; the next one ends the program."""
-    signals = {signal.SIGTERM, signal.SIGINT}
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signals.remove(signal.SIGINT)
+    ignored = (
+        signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    )  # as a shell's background job has it
+    signals = [signal.SIGTERM] if ignored else [signal.SIGTERM, signal.SIGINT]
     with trio.open_signal_receiver(*signals) as received:
-        async for _ in received:
-            return supervisor.stop()
+        await anext(received)
+        supervisor.stop()

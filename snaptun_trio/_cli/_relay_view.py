@@ -18,6 +18,14 @@ if TYPE_CHECKING:
 
     from ._relay_totals import RelayTotals
 
+FIGURES = (
+    "datagrams_in",
+    "datagrams_out",
+    "bytes_out",
+    "receive_calls",
+    "send_calls",
+    "trains_out",
+)
 EXPECTED = ("dropped.answer", "dropped.stopping")  # nothing is wrong with these
 
 
@@ -38,16 +46,13 @@ def drops(counts: Counter[str], *excepted: str) -> Iterator[str]:
 def rates(counts: Counter[str], workers: int) -> Iterator[str]:
     """What so many workers have counted, for each second that they took."""
     seconds = counts["worker_seconds"] / max(workers, 1)
-    for way in DIRECTIONS:
-        out, bits = counts[f"{way}.datagrams_out"], counts[f"{way}.bytes_out"] * 8e-6
-        per_receive = counts[f"{way}.datagrams_in"] / (counts[f"{way}.receive_calls"] or 1)
-        per_send, per_train = (
-            out / (counts[f"{way}.{calls}"] or 1) for calls in ("send_calls", "trains_out")
-        )
+    for way, name in DIRECTIONS.items():
+        came, went, size, *calls = (counts[f"{way}.{what}"] for what in FIGURES)
+        received, sent, trains = (number or 1 for number in calls)
         yield (
-            f"{way.replace('_', ' ')}: {out / seconds:,.0f} datagrams/s, {bits / seconds:,.1f} "
-            f"Mbit/s; {per_receive:,.1f} datagrams a receive call, {per_send:,.1f} a send call, "
-            f"{per_train:,.1f} a train"
+            f"{name}: {went / seconds:,.0f} datagrams/s, {size * 8e-6 / seconds:,.1f} Mbit/s; "
+            f"datagrams a receive call: {came / received:,.1f}, a send call: {went / sent:,.1f}, "
+            f"a train: {went / trains:,.1f}"
         )
     yield f"CPU: {100 * counts['cpu_seconds'] / seconds:.0f} %"
 
@@ -70,30 +75,24 @@ class View:
 
     def show(self, news: Sequence[str], final: bool) -> None:
         """What is new, and how it stands; at the end what it came to."""
-        totals, sums, live = self._totals, self._totals.sums, self._live
-        wrong = [] if self._json else drops(minus(sums, self._said), *EXPECTED)
-        self._said = sums
-        if line := "; ".join([*news, *wrong]):
+        totals, sums, running = self._totals, self._totals.sums, len(self._totals.reports)
+        since, self._said = minus(sums, self._said), sums
+        if line := "; ".join([*news, *(() if self._json else drops(since, *EXPECTED))]):
             print(line, file=sys.stderr, flush=True)  # which the live view puts above itself
-        if self._json:
-            workers = {"workers": len(totals.reports), "worker_restarts": totals.restarts}
-            print(json.dumps({"head": self._head, "final": final, **workers, **sums}), flush=True)
-            return
         sessions = f"sessions: {sums['sessions']:,} now, {sums['sessions_created']:,} ever"
-        turned_away = f"{sums['sessions_shed']:,} turned away"
-        running = f"{len(totals.reports)} of {totals.workers} workers, {totals.restarts} replaced"
-        state = [f"{sessions}, {turned_away}; {running}", *drops(sums)]
+        workers = f"{running} of {totals.workers} workers, {totals.restarts} replaced"
+        state = [f"{sessions}, {sums['sessions_shed']:,} turned away; {workers}", *drops(sums)]
         since = minus(sums, self._drawn)
-        if live and since["worker_seconds"]:  # each worker reports at its own time
-            self._drawn = sums
-            lines = [self._head, *rates(since, len(totals.reports)), *state]
-            live.update("\n".join(lines), refresh=True)
-        if final:
-            if live:
-                live.stop()
-            for way in DIRECTIONS:
-                counts = (
-                    f"{sums[f'{way}.datagrams_{which}']:,} {which}" for which in ("in", "out")
-                )
-                print(f"{way.replace('_', ' ')}: {', '.join(counts)}")
+        if self._json:
+            facts = {"head": self._head, "final": final, "workers": running}
+            print(json.dumps({**facts, "worker_restarts": totals.restarts, **sums}), flush=True)
+        elif final:
+            if self._live:
+                self._live.stop()
+            for way, name in DIRECTIONS.items():
+                came, went = sums[f"{way}.datagrams_in"], sums[f"{way}.datagrams_out"]
+                print(f"{name}: {came:,} in, {went:,} out")
             print(*state, sep="\n", flush=True)
+        elif self._live and since["worker_seconds"]:  # each worker reports at its own time
+            self._drawn = sums
+            self._live.update("\n".join([self._head, *rates(since, running), *state]), refresh=True)

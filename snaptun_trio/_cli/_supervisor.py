@@ -18,16 +18,13 @@ from ._arguments import CommandError
 from ._talk import END_WITHIN_SECONDS, open_child
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from trio.socket import SocketType
 
     from ._arguments import HostPort
     from ._relay_totals import RelayTotals
     from ._talk import Facts
 
-STEADY_AFTER_SECONDS = 10.0  # what dies later did not die of how it began
-LONGEST_PAUSE_SECONDS = 10.0
+STEADY_AFTER_SECONDS = LONGEST_PAUSE_SECONDS = 10.0
 
 
 async def open_sockets(local: HostPort, count: int, fragment: bool) -> list[SocketType]:
@@ -46,17 +43,16 @@ class Supervisor:
     """The workers, from the beginning, when ``begun`` is set as all of them relay, to the end, when
     ``ended`` is set. ``news`` is what somebody should be told; who tells it takes it away."""
 
-    def __init__(
-        self, sockets: Sequence[SocketType], interval: float, settings: Facts, totals: RelayTotals
-    ) -> None:
-        self._sockets, self._interval, self._settings = sockets, interval, settings
+    def __init__(self, sockets: list[SocketType], totals: RelayTotals, settings: Facts) -> None:
+        self._sockets, self.totals, self._settings = sockets, totals, settings
         self._stop, self._resolved, self.begun, self.ended = (trio.Event() for _ in range(4))
-        self.totals, self.news = totals, list[str]()
+        self.news: list[str] = []
 
     def stop(self) -> None:
         """Have all workers finish what they have begun, and end."""
         self.totals.stopping = True
         self._stop.set()
+        self._resolved.set()
 
     async def run(self) -> None:
         """Keep them running until `stop`. Raises `CommandError` if one cannot begin."""
@@ -69,7 +65,7 @@ class Supervisor:
         self.ended.set()
         self.begun.set()
 
-    async def _keep(self, number: int, sock: SocketType) -> None:
+    async def _keep(self, number: int, sock: SocketType) -> None:  # noqa: ASYNC910
         """Have a worker on this socket, and if it dies another."""
         if number > 1:  # the first one resolves the targets for all
             await self._resolved.wait()
@@ -90,13 +86,13 @@ class Supervisor:
 
     async def _run_worker(self, number: int, sock: SocketType) -> str:
         """Run a worker to its end, and return how it ended."""
-        arguments = {"local": sock.fileno(), "interval": self._interval, "settings": self._settings}
-        command = ("-m", "snaptun_trio._cli._relay_worker", json.dumps(arguments))
-        error, rest = "", b""
+        arguments = json.dumps({**self._settings, "local": sock.fileno()})
+        command = ("-m", "snaptun_trio._cli._relay_worker", arguments)
         async with open_child(f"worker {number}", command, [sock.fileno()]) as child:
             orders, reports = child.process.stdin, child.process.stdout
             assert orders is not None
             assert reports is not None
+            error, rest = "", b""
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._order_to_stop, orders)
@@ -110,13 +106,8 @@ class Supervisor:
                 code = await child.process.wait()
             finally:
                 child.process.kill()
-                self.totals.ended(number)
-        return error or f"ended {f'by {Signals(-code).name}' if code < 0 else f'with {code}'}"
-
-    async def _order_to_stop(self, orders: trio.abc.SendStream) -> None:
-        await self._stop.wait()
-        with suppress(trio.BrokenResourceError):  # it has ended already
-            await orders.send_all(b'{"stop": true}\n')
+                self.totals.take(number, None)
+        return error or (f"ended by {Signals(-code).name}" if code < 0 else f"ended with {code}")
 
     def _take(self, number: int, report: Facts) -> None:
         self._settings["targets"] = report.pop("targets")
@@ -124,3 +115,8 @@ class Supervisor:
         self.totals.take(number, report)
         if self.totals.ready:
             self.begun.set()
+
+    async def _order_to_stop(self, orders: trio.abc.SendStream) -> None:
+        await self._stop.wait()
+        with suppress(trio.BrokenResourceError):  # it has ended already
+            await orders.send_all(b'{"stop": true}\n')
