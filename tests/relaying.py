@@ -87,9 +87,7 @@ class Relay:
     @property
     def metrics(self) -> tuple[str, int]:
         """Where the metrics are."""
-        found = re.search(r"metrics on http://(.*):(\d+)/metrics", self.head)
-        assert found is not None
-        return found[1], int(found[2])
+        return where_of(self.head)
 
 
 @contextlib.contextmanager
@@ -149,6 +147,17 @@ def children_of(parent: int) -> list[int]:
     return [int(pid) for thread in threads for pid in thread.read_text("ascii").split()]
 
 
+def freeze(pid: int) -> None:
+    """Stop a process, and wait until it does nothing more. SIGCONT lets it go on."""
+    os.kill(pid, signal.SIGSTOP)
+    states = Path(f"/proc/{pid}/task")
+    while not all(
+        state.read_text("ascii").rpartition(") ")[2].startswith("T")
+        for state in states.glob("*/stat")
+    ):
+        pass
+
+
 def receive(sock: socket.socket) -> tuple[bytes, Address]:
     """The next datagram, and where it came from."""
     ends.wait_until_readable(sock)
@@ -164,6 +173,13 @@ def ask(client: socket.socket, target: socket.socket, question: bytes = b"hello"
     target.sendto(b"to " + question, source)
     assert receive(client)[0] == b"to " + question
     return source
+
+
+def where_of(told: str) -> tuple[str, int]:
+    """The address of the metrics, on this machine."""
+    found = re.search(r"metrics on http://.*:(\d+)/metrics", told)
+    assert found is not None
+    return "127.0.0.1", int(found[1])
 
 
 def get(where: tuple[str, int], path: str) -> tuple[int, str]:

@@ -23,6 +23,7 @@ from .relaying import (
     ask,
     at,
     check_sums,
+    freeze,
     open_relay,
     receive,
     run_relay,
@@ -80,7 +81,7 @@ def test_what_is_under_way_at_the_end_is_sent_first(udp: MakeSocket) -> None:
     with open_relay(address_of(target), "--json") as relay, relay.client() as client:
         source = ask(client, target)
         (worker,) = relay.workers()
-        os.kill(worker, signal.SIGSTOP)
+        freeze(worker)
         for number in range(100):
             client.send(b"question %d" % number)
             target.sendto(b"answer %d" % number, source)
@@ -101,7 +102,7 @@ def test_a_second_signal_ends_it_at_once(udp: MakeSocket, ending: signal.Signals
     target = udp()
     with open_relay(address_of(target), "--metrics", "127.0.0.1:0") as relay:
         (worker,) = relay.workers()
-        os.kill(worker, signal.SIGSTOP)  # which never says that it has ended
+        freeze(worker)  # which never says that it has ended
         relay.process.send_signal(ending)
         while status_of(relay.metrics, "/ready") == 200:
             pass

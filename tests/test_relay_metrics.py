@@ -15,7 +15,7 @@ from snaptun_trio._cli import _metrics
 from snaptun_trio._cli._relay_totals import RelayTotals
 
 from . import ends
-from .relaying import ask, at, get, open_relay, status_of
+from .relaying import ask, at, get, open_relay, status_of, where_of
 
 if TYPE_CHECKING:
     from .ends import MakeSocket
@@ -86,17 +86,16 @@ def test_the_page_sums_over_workers_and_no_counter_falls(udp: MakeSocket) -> Non
 def test_drops_have_their_reason() -> None:
     totals = RelayTotals(1)
     totals.take(1, {"to_targets.dropped.socket full": 3, "to_clients.dropped.EMSGSIZE": 1})
-    with _metrics.open_metrics(("127.0.0.1", 0), totals) as url:
-        host, port = url.removeprefix("http://").removesuffix("/metrics").rsplit(":", 1)
-        page = page_of((host, int(port)))
+    with _metrics.open_metrics(("127.0.0.1", 0), totals) as told:
+        page = page_of(where_of(told))
     assert page["dropped_total", "to_targets", "socket full"] == 3
     assert page["dropped_total", "to_clients", "EMSGSIZE"] == 1
 
 
 def test_it_is_ready_while_all_workers_relay() -> None:
     totals = RelayTotals(1)
-    with _metrics.open_metrics((None, 0), totals) as url:
-        where = ("127.0.0.1", int(url.removesuffix("/metrics").rpartition(":")[2]))
+    with _metrics.open_metrics((None, 0), totals) as told:
+        where = where_of(told)
         assert (status_of(where, "/ready"), status_of(where, "/live")) == (503, 200)
         totals.take(1, {})
         assert status_of(where, "/ready") == 200
@@ -107,10 +106,10 @@ def test_it_is_ready_while_all_workers_relay() -> None:
 def test_slow_clients_are_given_up_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_metrics._Request, "timeout", 0.01)
     with (
-        _metrics.open_metrics(("127.0.0.1", 0), RelayTotals(1)) as url,
+        _metrics.open_metrics(("127.0.0.1", 0), RelayTotals(1)) as told,
         contextlib.ExitStack() as stack,
     ):
-        where = ("127.0.0.1", int(url.removesuffix("/metrics").rpartition(":")[2]))
+        where = where_of(told)
         for _ in range(2 * _metrics.MOST_THREADS):
             slow = stack.enter_context(socket.create_connection(where, ends.PATIENCE))
             slow.sendall(b"GET /met")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
+import subprocess
+import sys
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -13,7 +16,7 @@ import pytest
 from snaptun_trio._cli._relay_totals import RelayTotals
 
 from . import ends
-from .relaying import ask, at, check_sums, open_relay, receive
+from .relaying import ENVIRONMENT, ask, at, check_sums, freeze, open_relay, receive
 
 if TYPE_CHECKING:
     from snaptun_trio import Address
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="for Linux's /proc")
 
+WORKER = "snaptun_trio._cli._relay_worker"
 CLIENTS, ROUNDS = 32, 20  # that all clients hash to one of two workers happens once in 2**31 times
 
 
@@ -76,7 +80,7 @@ def test_what_comes_while_there_is_no_worker_waits(udp: MakeSocket) -> None:
         said = relay.read_json()
         for times in range(1, 5):
             (worker,) = relay.workers()
-            os.kill(worker, signal.SIGSTOP)  # it reads nothing any more
+            freeze(worker)  # it reads nothing any more
             client.send(b"%d" % times)
             os.kill(worker, signal.SIGKILL)
             assert receive(target)[0] == b"%d" % times
@@ -121,3 +125,33 @@ def test_no_count_falls_when_a_worker_ends() -> None:
     assert after["to_targets.datagrams_waiting"] == 0
     assert after["to_targets.dropped.closed"] == 4
     assert before["to_targets.datagrams_waiting"] == 4, "who looks keeps what was seen"
+
+
+def test_a_worker_relays_though_nobody_reads_its_reports(udp: MakeSocket) -> None:
+    target = udp()
+    with ends.bound_socket() as ours, ends.bound_socket() as client:
+        client.connect(ends.address_of(ours))
+        options = {"idle_timeout": 60.0, "grace": 1.0, "interval": 0.001}
+        arguments = {"local": ours.fileno(), "targets": [ends.address_of(target)], **options}
+        reports, theirs = os.pipe()
+        os.set_blocking(theirs, False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(theirs, b" " * 4095 + b"\n")
+        with subprocess.Popen(
+            [sys.executable, "-P", "-m", WORKER, json.dumps(arguments)],
+            env=ENVIRONMENT,
+            pass_fds=[ours.fileno()],
+            stdin=subprocess.PIPE,
+            stdout=theirs,
+        ) as process:
+            os.close(theirs)
+            assert process.stdin is not None
+            for _ in range(100):
+                ask(client, target)
+            process.stdin.write(b'{"stop": true}\n')
+            process.stdin.flush()
+            with open(reports, "rb") as lines:
+                *_, last = lines.read().strip().splitlines()
+            assert json.loads(last)["to_clients.datagrams_out"] == 100
+            assert process.wait() == 0

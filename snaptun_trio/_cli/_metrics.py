@@ -94,10 +94,13 @@ class _Request(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def open_metrics(where: HostPort, totals: RelayTotals) -> Generator[str, None, None]:
-    """Serve them until the block ends; gives the address."""
+def open_metrics(where: HostPort | None, totals: RelayTotals) -> Generator[str, None, None]:
+    """Serve them until the block ends, if there is an address; gives what to say of it."""
+    if where is None:
+        yield ""
+        return
     with _Server(where, totals) as server:
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         host, port = server.socket.getsockname()[:2]
-        yield f"http://{f'[{host}]' if ':' in host else host}:{port}/metrics"
+        yield f", metrics on http://{f'[{host}]' if ':' in host else host}:{port}/metrics"
         server.shutdown()

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import signal
 from argparse import ArgumentTypeError
-from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -69,6 +68,8 @@ def run(options: argparse.Namespace) -> int:
 
 async def relay(options: argparse.Namespace, settings: Facts) -> None:
     """Open everything, run it, and show how it stands until it has ended."""
+    from ._metrics import open_metrics
+
     totals = RelayTotals(options.workers)
     sockets = await open_sockets(options.listen, options.workers, options.fragment)
     supervisor = Supervisor(sockets, totals, settings)
@@ -76,16 +77,12 @@ async def relay(options: argparse.Namespace, settings: Facts) -> None:
     numbers = ((len(options.targets), "target"), (options.workers, "worker"))
     how_many = ", ".join(f"{number} {noun}{'s' * (number > 1)}" for number, noun in numbers)
     head = f"relaying on {f'[{host}]' if ':' in host else host}:{port} to {how_many}"
-    with ExitStack() as stack:
-        if options.metrics:
-            from ._metrics import open_metrics
-
-            head += f", metrics on {stack.enter_context(open_metrics(options.metrics, totals))}"
+    with open_metrics(options.metrics, totals) as told:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stop_on_signal, supervisor)
             nursery.start_soon(supervisor.run)
             await supervisor.begun.wait()
-            view, final = View(head, totals, options.json), False
+            view, final = View(head + told, totals, options.json), False
             while not final:
                 final = supervisor.ended.is_set()
                 news, supervisor.news = supervisor.news, []

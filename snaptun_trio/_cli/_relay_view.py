@@ -18,14 +18,8 @@ if TYPE_CHECKING:
 
     from ._relay_totals import RelayTotals
 
-FIGURES = (
-    "datagrams_in",
-    "datagrams_out",
-    "bytes_out",
-    "receive_calls",
-    "send_calls",
-    "trains_out",
-)
+FLOWS = ("datagrams_in", "datagrams_out", "bytes_out")
+CALLS = ("receive_calls", "send_calls", "trains_out")
 EXPECTED = ("dropped.answer", "dropped.stopping")  # nothing is wrong with these
 
 
@@ -47,7 +41,7 @@ def rates(counts: Counter[str], workers: int) -> Iterator[str]:
     """What so many workers have counted, for each second that they took."""
     seconds = counts["worker_seconds"] / max(workers, 1)
     for way, name in DIRECTIONS.items():
-        came, went, size, *calls = (counts[f"{way}.{what}"] for what in FIGURES)
+        came, went, size, *calls = (counts[f"{way}.{what}"] for what in (*FLOWS, *CALLS))
         received, sent, trains = (number or 1 for number in calls)
         yield (
             f"{name}: {went / seconds:,.0f} datagrams/s, {size * 8e-6 / seconds:,.1f} Mbit/s; "

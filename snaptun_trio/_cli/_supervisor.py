@@ -62,6 +62,8 @@ class Supervisor:
             await self._stop.wait()
             patience = self._settings["grace"] + END_WITHIN_SECONDS
             nursery.cancel_scope.deadline = trio.current_time() + patience
+        if nursery.cancel_scope.cancelled_caught:
+            self.news.append("not all workers ended in time: the others were killed")
         self.ended.set()
         self.begun.set()
 
