@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
     settings = {name: getattr(options, name) for name in SETTINGS}
     try:
         UdpRelay(None, **settings)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         options.error(str(error))
     trio.run(relay, options, {**settings, "interval": options.interval})
     return 0
@@ -95,10 +95,9 @@ async def relay(options: argparse.Namespace, settings: Facts) -> None:
 
 async def stop_on_signal(supervisor: Supervisor) -> None:
     """Stop at the first signal; the next one ends the program."""
-    ignored = (
-        signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    )  # as a shell's background job has it
-    signals = [signal.SIGTERM] if ignored else [signal.SIGTERM, signal.SIGINT]
+    signals = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as a shell's background job has it
+        signals.append(signal.SIGINT)
     with trio.open_signal_receiver(*signals) as received:
         await anext(received)
         supervisor.stop()

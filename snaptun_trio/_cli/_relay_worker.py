@@ -46,13 +46,13 @@ async def work(local: int, interval: float, targets: list[Any], **settings: Any)
     """Relay until it is stopped."""
     relay = UdpRelay(local, [tuple(target) for target in targets], **settings)
 
-    async def obey() -> None:  # noqa: ASYNC910
+    async def obey() -> None:
         orders = trio.lowlevel.FdStream(os.dup(0))
         while await orders.receive_some():
             relay.stop()
         os._exit(0)  # it never outlives who gives the orders
 
-    async def run(task_status: trio.TaskStatus[UdpRelay]) -> None:
+    async def run(task_status: trio.TaskStatus[UdpRelay]) -> None:  # noqa: ASYNC910
         try:
             await relay.run(task_status=task_status)
         except (OSError, ValueError) as error:
