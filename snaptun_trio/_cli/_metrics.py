@@ -11,72 +11,48 @@ from socketserver import ThreadingTCPServer
 from typing import TYPE_CHECKING
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from ._relay_totals import DIRECTIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Generator, Iterable
 
     from prometheus_client import Metric
 
     from ._arguments import HostPort
     from ._relay_totals import RelayTotals
 
-PREFIX = "snaptun_trio_"
-FLOWS = {
-    "datagrams_in": "Datagrams received.",
-    "datagrams_out": "Datagrams that the kernel took.",
-    "bytes_in": "Payload bytes received.",
-    "bytes_out": "Payload bytes that the kernel took.",
-    "receive_calls": "System calls that brought something.",
-    "send_calls": "System calls that sent something.",
-    "trains_out": "Messages that the kernel took; with GSO one has many datagrams.",
-    "buffers_dropped_by_kernel": "Buffers, not datagrams, that a full receive queue dropped.",
-}
-SESSIONS = {
-    "sessions_created": "Sessions begun.",
-    "sessions_expired": "Sessions that ended because they were silent.",
-    "sessions_evicted": "Sessions that made room for new ones.",
-    "sessions_shed": "Times that a new client was turned away.",
-    "cpu_seconds": "CPU time of all workers.",
-}
+GAUGES = ("workers", "sessions_active", "datagrams_waiting", "datagrams_per_syscall")
 MOST_THREADS = 20  # of the whole process: each request has one
 
 
 class RelayCollector(Collector):
-    """The totals, as metrics."""
+    """The totals, as metrics: "to_clients.dropped.EPERM" is ``dropped`` with two labels."""
 
     def __init__(self, totals: RelayTotals) -> None:
         self._totals = totals
 
-    def collect(self) -> Iterator[Metric]:
+    def collect(self) -> Iterable[Metric]:
         """All of them, of one moment."""
         totals, sums = self._totals, self._totals.sums
-        labels = ("direction",)
-        for name, text in FLOWS.items():
-            counter = CounterMetricFamily(PREFIX + name, text, labels=labels)
-            for way in DIRECTIONS:
-                counter.add_metric([way], sums[way][name])
-            yield counter
-        text = "Datagrams received and not sent."
-        dropped = CounterMetricFamily(PREFIX + "dropped", text, labels=(*labels, "reason"))
-        text = "Datagrams received or sent by a system call, since the beginning."
-        each = GaugeMetricFamily(PREFIX + "datagrams_per_syscall", text, labels=labels)
+        numbers: dict[str, float] = {**sums, "workers": len(totals.reports)}
+        numbers["worker_restarts"] = totals.restarts
+        numbers["sessions_active"] = numbers.pop("sessions", 0)
         for way in DIRECTIONS:
-            flow = sums[way]
-            for reason, count in flow["dropped"].items():
-                dropped.add_metric([way, reason], count)
-            calls = max(flow["receive_calls"] + flow["send_calls"], 1)
-            each.add_metric([way], (flow["datagrams_in"] + flow["datagrams_out"]) / calls)
-        yield from (dropped, each)
-        for name, text in SESSIONS.items():
-            yield CounterMetricFamily(PREFIX + name, text, sums[name])
-        text = "Workers that were replaced."
-        yield CounterMetricFamily(PREFIX + "worker_restarts", text, totals.restarts)
-        yield GaugeMetricFamily(PREFIX + "workers", "Workers that relay.", totals.running)
-        yield GaugeMetricFamily(PREFIX + "sessions_active", "Sessions now.", sums["sessions"])
+            calls = sums[f"{way}.receive_calls"] + sums[f"{way}.send_calls"]
+            datagrams = sums[f"{way}.datagrams_in"] + sums[f"{way}.datagrams_out"]
+            numbers[f"{way}.datagrams_per_syscall"] = datagrams / max(calls, 1)
+        families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
+        for key, number in numbers.items():
+            labels = key.split(".")
+            name = labels.pop(len(labels) > 1)
+            kind = GaugeMetricFamily if name in GAUGES else CounterMetricFamily
+            names = ("direction", "reason")[: len(labels)]
+            family = kind(f"snaptun_trio_{name}", name.replace("_", " "), labels=names)
+            families.setdefault(name, family).add_metric(labels, number)
+        return families.values()
 
 
 class _Server(ThreadingTCPServer):
@@ -91,8 +67,7 @@ class _Server(ThreadingTCPServer):
             self.address_family, *_, address = found[0]
             super().__init__((str(address[0]), where[1]), _Request)
         except OSError as error:
-            text = f"{error.strerror}: --metrics {host}, port {where[1]}"
-            raise OSError(error.errno, text) from None
+            raise OSError(error.errno, f"{error.strerror}: --metrics {host}:{where[1]}") from None
 
     def verify_request(self, request: object, client_address: object) -> bool:
         return threading.active_count() < MOST_THREADS
@@ -106,18 +81,13 @@ class _Request(BaseHTTPRequestHandler):
     timeout = 5.0  # for each read and write
 
     def do_GET(self) -> None:
-        code, text = 200, b"ok\n"
-        if self.path == "/metrics":
-            text = generate_latest(self.server.registry)
-        elif self.path == "/ready" and not self.server.totals.ready:
-            code, text = 503, b"not ready\n"
-        elif self.path not in ("/live", "/ready"):
-            code, text = 404, b"here are /metrics, /live and /ready\n"
+        ready = self.server.totals.ready
+        code = {"/metrics": 200, "/live": 200, "/ready": 200 if ready else 503}.get(self.path, 404)
         self.send_response(code)
         self.send_header("Content-Type", CONTENT_TYPE_LATEST)
-        self.send_header("Content-Length", str(len(text)))
         self.end_headers()
-        self.wfile.write(text)
+        page = generate_latest(self.server.registry) if self.path == "/metrics" else b"%d\n" % code
+        self.wfile.write(page)
 
     def log_message(self, *_: object, **__: object) -> None:
         pass
@@ -125,7 +95,7 @@ class _Request(BaseHTTPRequestHandler):
 
 @contextmanager
 def open_metrics(where: HostPort | None, totals: RelayTotals) -> Generator[str, None, None]:
-    """Serve them until the block ends; gives what to say of it."""
+    """Serve them until the block ends, if there is an address; gives what to say of it."""
     if where is None:
         yield ""
         return

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 from argparse import ArgumentTypeError
 from functools import partial
 from typing import TYPE_CHECKING
@@ -13,13 +12,15 @@ import trio
 
 from .. import UdpRelay
 from ._arguments import add_command, host_port, positive
+from ._relay_totals import RelayTotals
+from ._relay_view import View
+from ._supervisor import Supervisor, open_sockets
 
 if TYPE_CHECKING:
     import argparse
 
     from ._arguments import Commands, HostPort
-    from ._relay_view import View
-    from ._supervisor import Supervisor
+    from ._talk import Facts
 
 SETTINGS = ("targets", "duplicate", "max_sessions", "idle_timeout", "grace", "fragment")
 
@@ -34,16 +35,14 @@ def target(text: str) -> HostPort:
 
 def add_parser(commands: Commands) -> None:
     """Add the command."""
-    add = add_command(
-        commands,
-        "relay",
-        run,
-        "forward datagrams to a service, and its answers back",
+    what = (
         "Each client has a socket of its own towards its target, and stays with that target. "
         "SIGTERM or Ctrl-C ends it: new clients are turned away, and what is under way is sent; "
-        "a second one ends it at once. With --json a line each second, and a last one.",
-        ":5353 192.0.2.1:53 192.0.2.2:53 --workers 2 --metrics 127.0.0.1:9100",
-    ).add_argument
+        "a second one ends it at once. With --json a line each second, and a last one."
+    )
+    example = ":5353 192.0.2.1:53 192.0.2.2:53 --workers 2 --metrics 127.0.0.1:9100"
+    summary = "forward datagrams to a service, and its answers back"
+    add = add_command(commands, "relay", run, summary, what, example).add_argument
     add("listen", metavar="LISTEN", type=host_port, help="such as 127.0.0.1:53, [::1]:53 or :53")
     add("targets", metavar="TARGET", nargs="+", type=target, help="such as 192.0.2.1:53")
     add("--idle-timeout", type=float, default=60.0, help="seconds to forget a silent client (60)")
@@ -61,53 +60,44 @@ def run(options: argparse.Namespace) -> int:
     settings = {name: getattr(options, name) for name in SETTINGS}
     try:
         UdpRelay(None, **settings)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         options.error(str(error))
-    trio.run(relay, options, settings)
+    trio.run(relay, options, {**settings, "interval": options.interval})
     return 0
 
 
-async def relay(options: argparse.Namespace, settings: dict[str, object]) -> None:
-    """Open everything, and run it."""
+async def relay(options: argparse.Namespace, settings: Facts) -> None:
+    """Open everything, run it, and show how it stands until it has ended."""
     from ._metrics import open_metrics
-    from ._relay_totals import RelayTotals
-    from ._relay_view import JsonView, LiveView, View
-    from ._supervisor import Supervisor, open_sockets
 
     totals = RelayTotals(options.workers)
     sockets = await open_sockets(options.listen, options.workers, options.fragment)
-    supervisor = Supervisor(sockets, options.interval, settings, totals)
+    supervisor = Supervisor(sockets, totals, settings)
     host, port = sockets[0].getsockname()[:2]
     numbers = ((len(options.targets), "target"), (options.workers, "worker"))
     how_many = ", ".join(f"{number} {noun}{'s' * (number > 1)}" for number, noun in numbers)
     head = f"relaying on {f'[{host}]' if ':' in host else host}:{port} to {how_many}"
-    view = JsonView if options.json else LiveView if sys.stderr.isatty() else View
-    with open_metrics(options.metrics, totals) as metrics:
+    with open_metrics(options.metrics, totals) as told:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stop_on_signal, supervisor)
             nursery.start_soon(supervisor.run)
-            await watch(supervisor, view, head + metrics, options.interval)
+            await supervisor.begun.wait()
+            view, final = View(head + told, totals, options.json), False
+            while not final:
+                final = supervisor.ended.is_set()
+                news, supervisor.news = supervisor.news, []
+                show = partial(view.show, news, final)
+                await trio.to_thread.run_sync(show, abandon_on_cancel=True)  # terminals may be slow
+                with trio.move_on_after(options.interval):
+                    await supervisor.ended.wait()
             nursery.cancel_scope.cancel(reason="it has ended")
-
-
-async def watch(supervisor: Supervisor, kind: type[View], head: str, interval: float) -> None:
-    """Show how it stands, until it has ended."""
-    await supervisor.begun.wait()
-    view, final = kind(head), False
-    while not final:
-        final = supervisor.ended.is_set()
-        news, supervisor.news = supervisor.news, []
-        show = partial(view.show, supervisor.totals, news, final)
-        await trio.to_thread.run_sync(show, abandon_on_cancel=True)
-        with trio.move_on_after(interval):
-            await supervisor.ended.wait()
 
 
 async def stop_on_signal(supervisor: Supervisor) -> None:
     """Stop at the first signal; the next one ends the program."""
-    signals = {signal.SIGTERM, signal.SIGINT}
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signals.remove(signal.SIGINT)
+    signals = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as a shell's background job has it
+        signals.append(signal.SIGINT)
     with trio.open_signal_receiver(*signals) as received:
-        async for _ in received:
-            return supervisor.stop()
+        await anext(received)
+        supervisor.stop()

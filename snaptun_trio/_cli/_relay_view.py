@@ -5,120 +5,88 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from typing import TYPE_CHECKING
 
 from . import _screen
-from ._relay_totals import DIRECTIONS, RelayTotals
+from ._relay_totals import DIRECTIONS
 
 if TYPE_CHECKING:
+    from collections import Counter
     from collections.abc import Iterator, Sequence
 
-    from ._talk import Facts
+    from rich.live import Live
 
-EXPECTED = ("answer", "stopping")  # reasons that nothing is wrong with
+    from ._relay_totals import RelayTotals
 
-
-def drops(sums: Facts) -> Iterator[tuple[str, int]]:
-    """What was dropped, in words, and how many."""
-    for direction, name in DIRECTIONS.items():
-        flow = sums[direction]
-        for reason, count in flow["dropped"].items():
-            yield f"dropped {name} ({reason})", count
-        yield f"buffers dropped by the kernel {name}", flow["buffers_dropped_by_kernel"]
+FLOWS = ("datagrams_in", "datagrams_out", "bytes_out")
+CALLS = ("receive_calls", "send_calls", "trains_out")
+EXPECTED = ("dropped.answer", "dropped.stopping")  # nothing is wrong with these
 
 
-def summary(totals: RelayTotals) -> Iterator[str]:
-    """What there is and was, and what was dropped."""
-    sums = totals.sums
-    sessions = f"{sums['sessions']:,} sessions of {sums['sessions_created']:,} ever"
-    workers = f"{totals.running} of {totals.workers} workers, {totals.restarts} replaced"
-    yield f"{sessions}, {sums['sessions_shed']:,} turned away; {workers}"
-    yield from (f"{what}: {count:,}" for what, count in drops(sums) if count)
+def minus(counts: Counter[str], before: Counter[str]) -> Counter[str]:
+    """What was counted since."""
+    since = counts.copy()
+    since.subtract(before)
+    return since
+
+
+def drops(counts: Counter[str], *excepted: str) -> Iterator[str]:
+    """What was dropped, in words. The kernel drops buffers; a train of datagrams has several."""
+    for name, count in counts.items():
+        if "dropped" in name and count > 0 and not name.endswith(excepted):
+            yield f"{name.replace('.', ' ').replace('_', ' ')}: {count:,}"
+
+
+def rates(counts: Counter[str], workers: int) -> Iterator[str]:
+    """What so many workers have counted, for each second that they took."""
+    seconds = counts["worker_seconds"] / max(workers, 1)
+    for way, name in DIRECTIONS.items():
+        came, went, size, *calls = (counts[f"{way}.{what}"] for what in (*FLOWS, *CALLS))
+        received, sent, trains = (number or 1 for number in calls)
+        yield (
+            f"{name}: {went / seconds:,.0f} datagrams/s, {size * 8e-6 / seconds:,.1f} Mbit/s; "
+            f"datagrams a receive call: {came / received:,.1f}, a send call: {went / sent:,.1f}, "
+            f"a train: {went / trains:,.1f}"
+        )
+    yield f"CPU: {100 * counts['cpu_seconds'] / seconds:.0f} %"
 
 
 class View:
-    """Plain lines: what goes wrong, and what it came to."""
+    """Shows it on standard output, and what goes wrong on standard error."""
 
-    def __init__(self, head: str) -> None:
-        self.head, self._began = head, time.monotonic()
-        self._said: dict[str, int] = {}
-        self.begin()
+    def __init__(self, head: str, totals: RelayTotals, as_json: bool) -> None:
+        self._head, self._totals, self._json = head, totals, as_json
+        self._said = self._drawn = totals.sums
+        self._live: Live | None = None
+        if sys.stderr.isatty() and not as_json:
+            from rich.live import Live
 
-    def begin(self) -> None:
-        """It relays."""
-        print(self.head, flush=True)
+            console = _screen.open_console(stderr=True)
+            self._live = Live(console=console, auto_refresh=False, transient=True)
+            self._live.start()
+        elif not as_json:
+            print(head, flush=True)
 
-    def say(self, line: str) -> None:
-        """Something is wrong."""
-        print(line, file=sys.stderr, flush=True)
-
-    def show(self, totals: RelayTotals, news: Sequence[str], final: bool) -> None:
-        """What is new, and at the end what it came to."""
-        said, self._said = self._said, dict(drops(totals.sums))
-        new = {what: count - said.get(what, 0) for what, count in self._said.items()}
-        wrong = [what for what in new if new[what] and not what.endswith(EXPECTED)]
-        if lines := [*news, *(f"{what}: {new[what]:,}" for what in wrong)]:
-            self.say("; ".join(lines))
-        if final:
-            flows = [(name, totals.sums[direction]) for direction, name in DIRECTIONS.items()]
-            for name, flow in flows:
-                counts = f"{flow['datagrams_in']:,} datagrams in, {flow['datagrams_out']:,} out"
-                print(f"{name}: {counts}, {flow['bytes_out']:,} bytes")
-            print(*summary(totals), sep="\n", flush=True)
-
-
-class JsonView(View):
-    """An object each time."""
-
-    def begin(self) -> None:
-        """The first object says it."""
-
-    def show(self, totals: RelayTotals, news: Sequence[str], final: bool) -> None:
-        """Print all sums."""
-        if news:
-            self.say("; ".join(news))
-        facts = {"relaying": self.head, "seconds": time.monotonic() - self._began, "final": final}
-        workers = {"workers": totals.running, "worker_restarts": totals.restarts}
-        print(json.dumps({**facts, **workers, **totals.sums}), flush=True)
-
-
-class LiveView(View):
-    """A table in place, on standard error; at the end it makes room for lines."""
-
-    def begin(self) -> None:
-        """Take a place on the screen."""
-        from rich.live import Live
-
-        console = _screen.open_console(stderr=True)
-        self._live = Live(console=console, auto_refresh=False, transient=True)
-        self._live.start()
-
-    def say(self, line: str) -> None:
-        """Above the table."""
-        self._live.console.print(line)
-
-    def show(self, totals: RelayTotals, news: Sequence[str], final: bool) -> None:
-        """Draw the table anew."""
-        from rich.table import Table
-
-        cpu = f"CPU {100 * totals.rates['cpu_seconds']:.0f} %"
-        table = Table(title=self.head, caption="\n".join([cpu, *summary(totals)]))
-        for heading in ("", "datagrams/s", "Mbit/s", "a receive call", "a send call", "a train"):
-            table.add_column(heading, justify="right")
-        for direction, name in DIRECTIONS.items():
-            flow = totals.rates[direction]
-            ratios = [
-                f"{flow[count] / flow[calls]:,.1f}" if flow[calls] else "-"
-                for count, calls in (
-                    ("datagrams_in", "receive_calls"),
-                    ("datagrams_out", "send_calls"),
-                    ("datagrams_out", "trains_out"),
-                )
-            ]
-            rate, bits = flow["datagrams_out"], flow["bytes_out"] * 8 / 1e6
-            table.add_row(name, f"{rate:,.0f}", f"{bits:,.1f}", *ratios)
-        self._live.update(table, refresh=True)
-        if final:
-            self._live.stop()
-        super().show(totals, news, final)
+    def show(self, news: Sequence[str], final: bool) -> None:
+        """What is new, and how it stands; at the end what it came to."""
+        totals, sums, running = self._totals, self._totals.sums, len(self._totals.reports)
+        since, self._said = minus(sums, self._said), sums
+        if line := "; ".join([*news, *(() if self._json else drops(since, *EXPECTED))]):
+            print(line, file=sys.stderr, flush=True)  # which the live view puts above itself
+        sessions = f"sessions: {sums['sessions']:,} now, {sums['sessions_created']:,} ever"
+        workers = f"{running} of {totals.workers} workers, {totals.restarts} replaced"
+        state = [f"{sessions}, {sums['sessions_shed']:,} turned away; {workers}", *drops(sums)]
+        since = minus(sums, self._drawn)
+        if self._json:
+            facts = {"head": self._head, "final": final, "workers": running}
+            print(json.dumps({**facts, "worker_restarts": totals.restarts, **sums}), flush=True)
+        elif final:
+            if self._live:
+                self._live.stop()
+            for way, name in DIRECTIONS.items():
+                came, went = sums[f"{way}.datagrams_in"], sums[f"{way}.datagrams_out"]
+                print(f"{name}: {came:,} in, {went:,} out")
+            print(*state, sep="\n", flush=True)
+        elif self._live and since["worker_seconds"]:  # each worker reports at its own time
+            self._drawn = sums
+            self._live.update("\n".join([self._head, *rates(since, running), *state]), refresh=True)

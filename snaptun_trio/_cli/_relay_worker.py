@@ -1,9 +1,8 @@
-# A worker of `relay`: a process that relays, and does nothing that could hold up a datagram. Its
-# settings come as JSON; the first report says that it relays. What reports are for, and that there
-# may be other workers, it must not know.
+# A worker of `relay`: a process that relays, and does nothing that could hold up a datagram. What
+# its reports are for, and that there may be other workers, it must not know.
 #
-#     orders in     {"stop": true}; the end of the input ends the process at once
-#     reports out   what it has counted, every so often and at the end; or what went wrong
+#     orders in     {"stop": true} is the only one; the end of the input ends the process
+#     reports out   what it has counted, at first, every so often, and last; or {"error"}
 
 from __future__ import annotations
 
@@ -12,92 +11,74 @@ import os
 import resource
 import signal
 import sys
-import threading
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import Any
 
 import attrs
 import trio
 
 from .. import UdpRelay
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from ._talk import Facts
-
 SHARE_OF_TIME = 0.02  # for reports, at most: with thousands of sessions one takes long
+BEGAN = time.monotonic()
 
 
-def report_of(relay: UdpRelay) -> Facts:
-    """What a relay has counted, and when."""
-    counts = attrs.asdict(relay.statistics())
-    return {"at": time.monotonic(), "cpu_seconds": time.process_time(), **counts}
-
-
-def say(facts: Facts) -> None:
+def say(**facts: object) -> None:
     """Say something, unless nobody listens just now."""
     # What is not over 4096 bytes (PIPE_BUF) goes into a pipe as a whole or not at all.
     with suppress(BlockingIOError, BrokenPipeError):
-        os.write(1, json.dumps(facts, default=dict).encode() + b"\n")
+        os.write(1, json.dumps(facts).encode() + b"\n")
 
 
-def obey(stop: Callable[[], None]) -> None:
-    """Take orders, and never outlive who gives them."""
-    # Not `sys.stdin`, whose lock must be free if the interpreter ends by itself.
-    with open(0, closefd=False, encoding="utf-8") as orders:
-        for line in orders:
-            if json.loads(line)["stop"]:
-                stop()
-    os._exit(0)  # whatever the loop is doing
+def report(relay: UdpRelay) -> None:
+    """Say what has been counted. Names are flat: "to_targets.dropped.socket full"."""
+    counts = attrs.asdict(relay.statistics())
+    for way in ("to_targets", "to_clients"):
+        flow = counts.pop(way)
+        flow |= {f"dropped.{reason}": count for reason, count in flow.pop("dropped").items()}
+        counts |= {f"{way}.{name}": count for name, count in flow.items()}
+    times = {"worker_seconds": time.monotonic() - BEGAN, "cpu_seconds": time.process_time()}
+    say(targets=relay.targets, **times, **counts)
 
 
-async def work(local: int, interval: float, settings: Facts) -> None:
+async def work(local: int, interval: float, targets: list[Any], **settings: Any) -> None:  # noqa: ANN401
     """Relay until it is stopped."""
-    targets = [tuple(target) for target in settings.pop("targets")]
-    relay = UdpRelay(local, targets, **settings)
-    soon = trio.lowlevel.current_trio_token().run_sync_soon
-    # A service manager may send SIGTERM to every process of a service.
-    signal.signal(signal.SIGTERM, lambda *_: soon(relay.stop))
-    threading.Thread(target=obey, args=(lambda: soon(relay.stop),), daemon=True).start()
+    relay = UdpRelay(local, [tuple(target) for target in targets], **settings)
 
-    async def report_on() -> None:
+    async def obey() -> None:
+        orders = trio.lowlevel.FdStream(os.dup(0))
+        while await orders.receive_some():
+            relay.stop()
+        os._exit(0)  # it never outlives who gives the orders
+
+    async def run(task_status: trio.TaskStatus[UdpRelay]) -> None:  # noqa: ASYNC910
+        try:
+            await relay.run(task_status=task_status)
+        except (OSError, ValueError) as error:
+            say(error=getattr(error, "strerror", None) or str(error))
+            os._exit(1)
+        nursery.cancel_scope.cancel(reason="the relay has ended")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(obey)
+        await nursery.start(run)
         while True:
-            began = time.perf_counter()
-            say(report_of(relay) | {"targets": relay.targets})
-            took = time.perf_counter() - began
-            await trio.sleep(max(interval, took / SHARE_OF_TIME))
-
-    async with trio.open_nursery() as reporting:
-        async with trio.open_nursery() as relaying:
-            await relaying.start(relay.run)
-            reporting.start_soon(report_on)
-        reporting.cancel_scope.cancel(reason="the relay has ended")
+            before = time.perf_counter()
+            report(relay)
+            await trio.sleep(max(interval, (time.perf_counter() - before) / SHARE_OF_TIME))
     os.set_blocking(1, True)  # the last one is worth waiting for
-    say(report_of(relay) | {"targets": relay.targets})
+    report(relay)
 
 
-def main(arguments: Facts) -> int:
-    """Relay, and return the exit code."""
+if __name__ == "__main__":
+    # Who has started it tells it when to stop, and a service manager may tell everybody.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.set_blocking(1, False)
     # Each session has a descriptor, and what UdpRelay takes as the default follows the soft limit.
     # That is 1024 in most places, for the sake of programs that use select().
     with suppress(ValueError, OSError):
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    try:
-        trio.run(lambda: work(**arguments))
-    except Exception as error:
-        while isinstance(error, ExceptionGroup):
-            error = error.exceptions[0]
-        if not isinstance(error, (OSError, ValueError)):
-            raise
-        say({"error": getattr(error, "strerror", None) or str(error)})
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(json.loads(sys.argv[1])))
+    trio.run(lambda: work(**json.loads(sys.argv[1])))

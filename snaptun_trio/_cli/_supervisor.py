@@ -6,30 +6,28 @@
 from __future__ import annotations
 
 import json
-import signal
 import socket
 from contextlib import suppress
+from signal import Signals
 from typing import TYPE_CHECKING
 
 import trio
 
 from .. import open_udp_socket
 from ._arguments import CommandError
-from ._talk import END_WITHIN_SECONDS, start
+from ._talk import END_WITHIN_SECONDS, open_child
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from trio.socket import SocketType
 
     from ._arguments import HostPort
     from ._relay_totals import RelayTotals
     from ._talk import Facts
 
-WORKER = "snaptun_trio._cli._relay_worker"
-STEADY_AFTER_SECONDS = 10.0  # what dies later did not die of how it began
-SHORTEST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 10.0
+STEADY_AFTER_SECONDS = LONGEST_PAUSE_SECONDS = 10.0
 
 
-async def open_sockets(local: HostPort, count: int, fragment: bool) -> list[trio.socket.SocketType]:
+async def open_sockets(local: HostPort, count: int, fragment: bool) -> list[SocketType]:
     """So many sockets on one port."""
     # The first asks for the port alone: one that others share is in use all the same.
     found = [await open_udp_socket(local, fragment=fragment)]
@@ -42,22 +40,11 @@ async def open_sockets(local: HostPort, count: int, fragment: bool) -> list[trio
 
 
 class Supervisor:
-    """The workers, from beginning to end.
+    """The workers, from the beginning, when ``begun`` is set as all of them relay, to the end, when
+    ``ended`` is set. ``news`` is what somebody should be told; who tells it takes it away."""
 
-    Attributes:
-      begun: set when all of them relay for the first time. ``ended``: when none does any more.
-      news: what somebody should be told; who tells it takes it away.
-    """
-
-    def __init__(
-        self,
-        sockets: Sequence[trio.socket.SocketType],
-        interval: float,
-        settings: Facts,
-        totals: RelayTotals,
-    ) -> None:
-        self._sockets, self._interval, self._settings = sockets, interval, settings
-        self.totals = totals
+    def __init__(self, sockets: list[SocketType], totals: RelayTotals, settings: Facts) -> None:
+        self._sockets, self.totals, self._settings = sockets, totals, settings
         self._stop, self._resolved, self.begun, self.ended = (trio.Event() for _ in range(4))
         self.news: list[str] = []
 
@@ -65,6 +52,7 @@ class Supervisor:
         """Have all workers finish what they have begun, and end."""
         self.totals.stopping = True
         self._stop.set()
+        self._resolved.set()
 
     async def run(self) -> None:
         """Keep them running until `stop`. Raises `CommandError` if one cannot begin."""
@@ -74,70 +62,63 @@ class Supervisor:
             await self._stop.wait()
             patience = self._settings["grace"] + END_WITHIN_SECONDS
             nursery.cancel_scope.deadline = trio.current_time() + patience
+        if nursery.cancel_scope.cancelled_caught:
+            self.news.append("not all workers ended in time: the others were killed")
         self.ended.set()
         self.begun.set()
 
-    async def _keep(self, number: int, sock: trio.socket.SocketType) -> None:
+    async def _keep(self, number: int, sock: SocketType) -> None:  # noqa: ASYNC910
         """Have a worker on this socket, and if it dies another."""
         if number > 1:  # the first one resolves the targets for all
             await self._resolved.wait()
         pause = 0.0
         while not self._stop.is_set():
             began = trio.current_time()
-            try:
-                code = await self._run_worker(number, sock)
-            finally:
-                self.totals.ended(number)
+            how = await self._run_worker(number, sock)
             if self._stop.is_set():
                 return
-            how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
             if not self.begun.is_set():
-                raise CommandError(f"worker {number} ended {how} before it had begun")
-            lasted = trio.current_time() - began
-            pause = min(max(2 * pause, SHORTEST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)
-            pause = 0.0 if lasted > STEADY_AFTER_SECONDS else pause
+                raise CommandError(how)
             self.totals.restarts += 1
-            self.news.append(f"worker {number} ended {how}, and is replaced")
+            self.news.append(f"worker {number} is replaced: {how}")
+            steady = trio.current_time() - began > STEADY_AFTER_SECONDS
+            pause = 0.0 if steady else min(2 * pause + 0.1, LONGEST_PAUSE_SECONDS)
             with trio.move_on_after(pause):
                 await self._stop.wait()
 
-    async def _run_worker(self, number: int, sock: trio.socket.SocketType) -> int:
-        """Run a worker to its end, and return its exit code."""
-        arguments = {"local": sock.fileno(), "interval": self._interval, "settings": self._settings}
-        process = await start(("-m", WORKER, json.dumps(arguments)), [sock.fileno()])
-        orders, reports = process.stdin, process.stdout
-        assert orders is not None
-        assert reports is not None
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._order_to_stop, orders)
-                rest = b""
-                async for piece in reports:
-                    *lines, rest = (rest + piece).split(b"\n")
-                    for line in lines:
-                        self._take(number, json.loads(line))
-                nursery.cancel_scope.cancel(reason="the worker has ended")
-            return await process.wait()
-        finally:
-            with trio.CancelScope(shield=True):
-                process.kill()
-                await process.wait()
-                await orders.aclose()
-                await reports.aclose()
+    async def _run_worker(self, number: int, sock: SocketType) -> str:
+        """Run a worker to its end, and return how it ended."""
+        arguments = json.dumps({**self._settings, "local": sock.fileno()})
+        command = ("-m", "snaptun_trio._cli._relay_worker", arguments)
+        async with open_child(f"worker {number}", command, [sock.fileno()]) as child:
+            orders, reports = child.process.stdin, child.process.stdout
+            assert orders is not None
+            assert reports is not None
+            error, rest = "", b""
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._order_to_stop, orders)
+                    async for piece in reports:
+                        *lines, rest = (rest + piece).split(b"\n")
+                        for report in map(json.loads, lines):
+                            error = report.get("error", "")
+                            if not error:
+                                self._take(number, report)
+                    nursery.cancel_scope.cancel(reason="the worker has ended")
+                code = await child.process.wait()
+            finally:
+                child.process.kill()
+                self.totals.take(number, None)
+        return error or (f"ended by {Signals(-code).name}" if code < 0 else f"ended with {code}")
+
+    def _take(self, number: int, report: Facts) -> None:
+        self._settings["targets"] = report.pop("targets")
+        self._resolved.set()
+        self.totals.take(number, report)
+        if self.totals.ready:
+            self.begun.set()
 
     async def _order_to_stop(self, orders: trio.abc.SendStream) -> None:
         await self._stop.wait()
         with suppress(trio.BrokenResourceError):  # it has ended already
             await orders.send_all(b'{"stop": true}\n')
-
-    def _take(self, number: int, report: Facts) -> None:
-        if "error" not in report:
-            self._settings["targets"] = report.pop("targets")
-            self._resolved.set()
-            self.totals.take(number, report)
-            if self.totals.ready:
-                self.begun.set()
-        elif self.begun.is_set():
-            self.news.append(f"worker {number}: {report['error']}")
-        else:
-            raise CommandError(report["error"])

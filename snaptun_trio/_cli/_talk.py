@@ -51,18 +51,18 @@ class Child:
 
     def __init__(self, name: str, process: trio.Process) -> None:
         self.name = name
-        self._process = process
+        self.process = process
 
     async def ask(self, **order: object) -> Facts:
         """Give an order and return the answer, or raise `CommandError`: it ended, or is silent."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
         with suppress(trio.BrokenResourceError):  # then there is no answer either
-            await self._process.stdin.send_all(json.dumps(order).encode() + b"\n")
+            await self.process.stdin.send_all(json.dumps(order).encode() + b"\n")
         line = b""
         with trio.move_on_after(ANSWER_WITHIN_SECONDS):
             while not line.endswith(b"\n"):
-                piece = await self._process.stdout.receive_some()
+                piece = await self.process.stdout.receive_some()
                 line += piece
                 if not piece:
                     raise CommandError(f"the {self.name} process ended early")
@@ -72,11 +72,14 @@ class Child:
         raise CommandError(f"the {self.name} process did not answer {within}")
 
 
-async def start(command: Sequence[str], pass_fds: Sequence[int] = ()) -> trio.Process:
-    """Start ``python`` with the given arguments."""
+@asynccontextmanager
+async def open_child(
+    name: str, command: Sequence[str], pass_fds: Sequence[int] = ()
+) -> AsyncGenerator[Child, None]:
+    """Start ``python`` with the given arguments; at the end of the block, end it for certain."""
     # It imports the very package that runs here, wherever both were started.
     path = os.pathsep.join(filter(None, [str(PACKAGE_PARENT), os.environ.get("PYTHONPATH")]))
-    return await trio.lowlevel.open_process(
+    process = await trio.lowlevel.open_process(
         [sys.executable, "-P", *command],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -84,12 +87,6 @@ async def start(command: Sequence[str], pass_fds: Sequence[int] = ()) -> trio.Pr
         start_new_session=True,
         pass_fds=pass_fds,
     )
-
-
-@asynccontextmanager
-async def open_child(name: str, command: Sequence[str]) -> AsyncGenerator[Child, None]:
-    """Start ``python`` with the given arguments; at the end of the block, end it for certain."""
-    process = await start(command)
     assert process.stdin is not None
     assert process.stdout is not None
     try:
