@@ -1,4 +1,4 @@
-# The command line, `snaptun-trio` or `python -m snaptun_trio`: programs that use the library through
+# The command line, `snaptun-trio` or `python -m snaptun_trio`: programs that use the library by
 # its public names only. The library knows nothing of them, and needs nothing that they need.
 #
 #     _main.py        the commands, and how each ends: exit codes, and one line for what went wrong

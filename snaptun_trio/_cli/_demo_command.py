@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
-from .. import backend, backend_reason
 from . import _screen
 from ._arguments import add_command, positive
 from ._datagrams import SMALLEST
@@ -136,7 +135,7 @@ def show(results: Sequence[Result]) -> None:
 
 def summary(results: Sequence[Result]) -> list[str]:
     """The table in words: who is cheaper, and whether everything is accounted for."""
-    lines = [f"The backend is {backend}: {backend_reason}."]
+    lines = [*_screen.describe(_screen.machine())]
     ours, plain = results[0], results[-1]
     if ours.cpu_microseconds and plain.cpu_microseconds and ours is not plain:
         ratio = plain.cpu_microseconds / ours.cpu_microseconds

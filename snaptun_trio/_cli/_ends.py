@@ -85,20 +85,22 @@ class Sender(Role):
             until = self.sent + self.datagrams
             while self.sent < until and time.perf_counter() < self.started + self.seconds:
                 end = min(self.sent + self.burst * self.train, until)
+                # All are made first, so that they leave back to back.
+                burst = [self._batch(maker.make(n)) for n in range(self.sent, end, self.train)]
                 await self._make_room(end - self.window)
-                for first in range(self.sent, end, self.train):
-                    await self._send(maker.make(first))
+                for batch in burst:
+                    try:
+                        self._sender.send_nowait(batch)
+                    except trio.WouldBlock:
+                        await self._sender.send(batch)
+                    self.sent += self.train
                 await self._sender.flush()
             self.wanted = trio.Event()
 
-    async def _send(self, data: bytes) -> None:
+    def _batch(self, data: bytes) -> snaptun_trio.PacketBatch:
+        """One train, in a batch of its own: those of one batch could be merged."""
         train = snaptun_trio.PacketTrain(data, self.size, (LOOPBACK, self.target))
-        batch = snaptun_trio.PacketBatch((train,))  # those of one batch could be merged
-        try:
-            self._sender.send_nowait(batch)
-        except trio.WouldBlock:
-            await self._sender.send(batch)
-        self.sent += self.train
+        return snaptun_trio.PacketBatch((train,))
 
     async def _make_room(self, least: int) -> None:
         """Wait until so many datagrams are settled."""
@@ -158,7 +160,8 @@ class Sink(Role):
             elif number < len(seen) and seen[number]:
                 self.duplicates += 1
             else:
-                seen.extend(bytes(max(0, number + 1 - len(seen))))
+                if number >= len(seen):
+                    seen.extend(bytes(number + 1 - len(seen)))
                 seen[number] = 1
                 self.delivered += 1
 

@@ -93,10 +93,6 @@ class PumpForwarder(Forwarder):
 class ProtocolForwarder(Forwarder, asyncio.DatagramProtocol):
     """asyncio, and uvloop: a protocol that is called for each datagram."""
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.DatagramTransport)
-        self.transport = transport
-
     def datagram_received(self, data: bytes, addr: object) -> None:
         self.received += 1
         self.transport.sendto(data, (LOOPBACK, self.target))
@@ -104,7 +100,7 @@ class ProtocolForwarder(Forwarder, asyncio.DatagramProtocol):
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
-        await loop.create_datagram_endpoint(lambda: self, sock=self.udp)
+        self.transport, _ = await loop.create_datagram_endpoint(lambda: self, sock=self.udp)
         obey_orders(loop.call_soon_threadsafe, self.obey)
         await loop.create_future()
 

@@ -54,6 +54,11 @@ class Shape:
     size: int
     train: int
 
+    def __str__(self) -> str:
+        if self.train == 1:
+            return f"single datagrams of {self.size} bytes"
+        return f"trains of {self.train} x {self.size} bytes"
+
 
 @attrs.frozen(kw_only=True)
 class Result:

@@ -65,6 +65,13 @@ def machine() -> Facts:
     }
 
 
+def describe(machine: Facts) -> tuple[str, str]:
+    """The same in two lines."""
+    cpus, system, python = (machine[name] for name in ("cpus", "system", "python"))
+    where = f"{cpus} CPUs, {system}, {python}, snaptun_trio {machine['version']}"
+    return f"{where}.", f"The backend is {machine['backend']}: {machine['backend_reason']}."
+
+
 def print_json(facts: Facts) -> None:
     """Facts for a machine."""
     print(json.dumps(facts, indent=2), flush=True)
