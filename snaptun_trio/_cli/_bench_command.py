@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 SHAPES = (Shape(1200, 50), Shape(1200, 16), Shape(64, 64), Shape(1200, 1))
 ROUNDS, QUICK_ROUNDS = 4, 2
 SECONDS, QUICK_SECONDS = 0.3, 0.1
+BAR = 20  # characters
 
 
 @attrs.define
@@ -106,17 +107,14 @@ async def measure(
 def show(costs: Sequence[Cost]) -> None:
     """The table: within a shape, a bar as long as the cost."""
     from rich.bar import Bar
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
 
-    table = Table(box=SIMPLE_HEAD)
-    for heading in ("", "CPU µs a datagram", "", "datagrams/s"):
-        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    table = _screen.make_table("", "CPU µs a datagram", "", "datagrams/s")
     for shape in SHAPES:
         table.add_row(f"{shape}", style="bold")
         ours = [cost for cost in costs if cost.shape == shape]
         for cost in ours:
-            bar = Bar(max(one.cpu_microseconds for one in ours), 0, cost.cpu_microseconds, width=30)
+            longest = max(one.cpu_microseconds for one in ours)
+            bar = Bar(longest, 0, cost.cpu_microseconds, width=BAR)
             rate = f"{cost.datagrams_per_second:,.0f}"
             table.add_row(f"  {cost.forwarder}", f"{cost.cpu_microseconds:.2f}", bar, rate)
     _screen.open_console().print(table)

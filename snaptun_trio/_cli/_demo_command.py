@@ -110,14 +110,8 @@ def as_facts(result: Result) -> Facts:
 
 def show(results: Sequence[Result]) -> None:
     """The table, and what it means."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    table = Table(box=SIMPLE_HEAD)
-    table.add_column("")
     figures = ("datagrams/s", "CPU µs a datagram", "sent", "delivered", "dropped by the kernel")
-    for heading in figures:
-        table.add_column(heading, justify="right", min_width=max(map(len, heading.split())))
+    table = _screen.make_table("", *figures)
     for result in results:
         ledger, rate, cost = result.ledger, result.datagrams_per_second, result.cpu_microseconds
         table.add_row(

@@ -56,7 +56,7 @@ class Shape:
 
     def __str__(self) -> str:
         if self.train == 1:
-            return f"single datagrams of {self.size} bytes"
+            return f"singles of {self.size} bytes"
         return f"trains of {self.train} x {self.size} bytes"
 
 

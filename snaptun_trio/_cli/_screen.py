@@ -10,14 +10,15 @@ import os
 import platform
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from .. import __version__, backend, backend_reason
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Container, Generator
 
     from rich.console import Console
+    from rich.table import Table
 
     from ._talk import Facts
 
@@ -33,6 +34,19 @@ def open_console(*, stderr: bool = False) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     free = not stream.isatty() and "COLUMNS" not in os.environ
     return Console(stderr=stderr, width=WIDE if free else None, highlight=False, markup=False)
+
+
+def make_table(*headings: str, left: Container[str] = ("",)) -> Table:
+    """A table to fill; headings break between words, and figures stand on the right."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD)
+    for heading in headings:
+        justify: Literal["left", "right"] = "left" if heading in left else "right"
+        width = max(map(len, heading.split()), default=None)
+        table.add_column(heading, justify=justify, min_width=width, no_wrap=not heading)
+    return table
 
 
 @contextmanager
