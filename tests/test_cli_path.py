@@ -98,23 +98,24 @@ async def test_the_sender_goes_on_when_it_is_told_that_a_window_is_settled(
 
 GOOD = Hop(
     name="a hop",
-    messages_sent=100,
+    trains_sent=100,
     datagrams_sent=5000,
-    messages_received=97,
+    trains_received=97,
     datagrams_received=4850,
-    buffers_dropped=3,
+    buffers_dropped_by_kernel=3,
     gro=True,
     train=50,
 )
 SINGLE = Hop(
     name="another hop",
-    messages_sent=4850,
+    trains_sent=4850,
     datagrams_sent=4850,
-    messages_received=4840,
+    trains_received=4840,
     datagrams_received=4840,
-    buffers_dropped=10,
+    buffers_dropped_by_kernel=10,
     gro=False,
 )
+DROPPED = "buffers_dropped_by_kernel"
 BALANCED = Ledger(hops=(GOOD, SINGLE), delivered=4840, duplicates=0, corrupt=0, refused=0)
 
 
@@ -134,9 +135,18 @@ def test_messages_of_mixed_lengths_are_balanced_by_message() -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"buffers_dropped": 2}, "3 messages are missing, and the kernel counted 2 drops"),
-        ({"buffers_dropped": 4}, "3 messages are missing, and the kernel counted 4 drops"),
-        ({"buffers_dropped": None}, "3 messages are missing, and the kernel does not say"),
+        (
+            {"buffers_dropped_by_kernel": 2},
+            "3 messages are missing, and the kernel counted 2 drops",
+        ),
+        (
+            {"buffers_dropped_by_kernel": 4},
+            "3 messages are missing, and the kernel counted 4 drops",
+        ),
+        (
+            {"buffers_dropped_by_kernel": None},
+            "3 messages are missing, and the kernel does not say",
+        ),
         ({"datagrams_received": 4849}, "151 datagrams are missing"),
         ({"datagrams_received": 4851}, "149 datagrams are missing"),
         ({"train": None, "datagrams_received": 4998}, "2 datagrams are missing"),
@@ -220,7 +230,7 @@ def test_what_the_table_says(
     with _screen.open_progress() as progress:
         progress("first", 0.0, "10 delivered")
         progress("first", 1.0, "30 delivered")
-    untold = attrs.evolve(SINGLE, buffers_dropped=None)
+    untold = attrs.evolve(SINGLE, buffers_dropped_by_kernel=None)
     broken = attrs.evolve(BALANCED, hops=(GOOD, untold))
     _demo_command.show(
         [result("first", 0.25), result("short", None, broken), result("second", 20.0)]

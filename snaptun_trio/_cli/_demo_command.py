@@ -11,7 +11,7 @@ import trio
 from . import _screen
 from ._arguments import add_command, positive
 from ._datagrams import SMALLEST
-from ._path import FORWARDERS, Shape, open_path
+from ._path import ANY_NUMBER, FOR_EVER, FORWARDERS, Shape, open_path
 
 if TYPE_CHECKING:
     import argparse
@@ -92,13 +92,11 @@ async def run_leg(
     name: str, shape: Shape, options: argparse.Namespace, progress: Progress
 ) -> Result:
     """One forwarder, from start to ledger."""
+    warm_up, measured = plan(options.datagrams or ANY_NUMBER, shape.train)
+    seconds = FOR_EVER if options.datagrams else options.seconds
     async with open_path(name, FORWARDERS[name]) as path:
-        if options.datagrams is None:
-            await path.send(shape, datagrams=plan(WARM_UP_DATAGRAMS, shape.train)[1])
-            return await path.send(shape, progress, seconds=options.seconds)
-        warm_up, measured = plan(options.datagrams, shape.train)
         await path.send(shape, datagrams=warm_up)
-        return await path.send(shape, progress, datagrams=measured)
+        return await path.send(shape, progress, datagrams=measured, seconds=seconds)
 
 
 def as_facts(result: Result) -> Facts:

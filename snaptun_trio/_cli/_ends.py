@@ -12,9 +12,11 @@ from __future__ import annotations
 import socket
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+import attrs
 import trio
 
 import snaptun_trio
@@ -23,12 +25,19 @@ from . import _datagrams
 from ._talk import obey_orders
 
 if TYPE_CHECKING:
+    from snaptun_trio import ReceiverStatistics, SenderStatistics
+
     from ._talk import Facts
 
 LOOPBACK = "127.0.0.1"
 # Asked for on every socket. What the kernel gives (net.core.rmem_max), the window follows.
 RECEIVE_BUFFER = 4 * 1024 * 1024
 WRITE_OFF_AFTER_SECONDS = 1.0
+
+
+def counts(statistics: SenderStatistics | ReceiverStatistics) -> Facts:
+    """The plain numbers of the library's own statistics, by their names."""
+    return attrs.asdict(statistics, filter=lambda _, value: not isinstance(value, Mapping))
 
 
 class Role:
@@ -71,12 +80,11 @@ class Sender(Role):
 
     def obey(self, order: Facts) -> Facts:
         """Begin to send, if the order says so."""
-        report = super().obey(order)
+        report = super().obey(order) | counts(self._sender.statistics())
         if "datagrams" in order:
             self.started = time.perf_counter()
             self.wanted.set()
-        report |= {"messages_sent": self._sender.statistics().trains_sent, "started": self.started}
-        return report | {"datagrams_sent": self.sent, "busy": self.wanted.is_set()}
+        return report | {"started": self.started, "busy": self.wanted.is_set()}
 
     async def run(self) -> None:
         while True:
@@ -127,27 +135,23 @@ class Sink(Role):
         self.delivered = self.duplicates = self.corrupt = 0
         self.last_arrival = 0.0
 
+    @property
+    def settled(self) -> int:
+        """The number up to which every datagram has come or will not come."""
+        return len(self._seen)
+
     def obey(self, order: Facts) -> Facts:
-        statistics = self._receiver.statistics()
-        return super().obey(order) | {
-            "messages_received": statistics.trains_received,
-            "datagrams_received": statistics.datagrams_received,
-            "buffers_dropped": statistics.buffers_dropped_by_kernel,
-            "gro": statistics.gro,
-            "delivered": self.delivered,
-            "duplicates": self.duplicates,
-            "corrupt": self.corrupt,
-            "settled": len(self._seen),
-            "last_arrival": self.last_arrival,
-        }
+        names = ("delivered", "duplicates", "corrupt", "settled", "last_arrival")
+        report = super().obey(order) | counts(self._receiver.statistics())
+        return report | {name: getattr(self, name) for name in names}
 
     async def run(self) -> None:
         async for batch in self._receiver:
             for train in batch.trains:
                 self._check(train)
             self.last_arrival = time.perf_counter()
-            if len(self._seen) >= self.told + self.every:
-                self.told = len(self._seen)
+            if self.settled >= self.told + self.every:
+                self.told = self.settled
                 with suppress(OSError):  # a later one says more, and the sender can do without
                     self.udp.sendto(self.told.to_bytes(8, "big"), (LOOPBACK, self.tell))
 

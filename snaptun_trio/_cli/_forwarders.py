@@ -13,7 +13,7 @@ import trio
 
 import snaptun_trio
 
-from ._ends import LOOPBACK, Role, play
+from ._ends import LOOPBACK, Role, counts, play
 from ._talk import obey_orders
 
 if TYPE_CHECKING:
@@ -34,19 +34,14 @@ class Forwarder(Role):
         self.target = self.received = self.sent = 0
 
     def obey(self, order: Facts) -> Facts:
-        statistics = self._receiver.statistics()
-        report = super().obey(order) | {
-            "cpu": time.process_time(),
-            "buffers_dropped": statistics.buffers_dropped_by_kernel,
-            "gro": statistics.gro,
-        }
-        return report | self.counts()
+        report = super().obey(order) | counts(self._receiver.statistics())
+        return report | self.counts() | {"cpu": time.process_time()}
 
     def counts(self) -> Facts:
-        """What was received and sent."""
-        received = ("receive_calls", "messages_received", "datagrams_received")
-        sent = dict.fromkeys(("messages_sent", "datagrams_sent"), self.sent)
-        return {**dict.fromkeys(received, self.received), **sent, "refused": 0, "gso": False}
+        """What was received and sent, as the library counts it."""
+        received = ("receive_calls", "trains_received", "datagrams_received")
+        sent = dict.fromkeys(("trains_sent", "datagrams_sent"), self.sent)
+        return dict.fromkeys(received, self.received) | sent | {"datagrams_failed": 0, "gso": False}
 
 
 class SocketForwarder(Forwarder):
@@ -78,16 +73,7 @@ class PumpForwarder(Forwarder):
         await snaptun_trio.BatchPump(self._receiver, self._sender, handler=self.handle).run()
 
     def counts(self) -> Facts:
-        receiver, sender = self._receiver.statistics(), self._sender.statistics()
-        return {
-            "receive_calls": receiver.receive_calls,
-            "messages_received": receiver.trains_received,
-            "datagrams_received": receiver.datagrams_received,
-            "messages_sent": sender.trains_sent,
-            "datagrams_sent": sender.datagrams_sent,
-            "refused": sender.datagrams_failed,
-            "gso": sender.gso,
-        }
+        return counts(self._sender.statistics())
 
 
 class ProtocolForwarder(Forwarder, asyncio.DatagramProtocol):

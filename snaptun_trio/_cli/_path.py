@@ -133,8 +133,8 @@ class Path:
         ledger, after, at_sink = await self._settle(shape.train, at_sender)
         show(self.name, 1.0, f"{at_sink['delivered']:,} delivered")
 
-        def ratio(facts: tuple[Facts, Facts], name: str, divisor: float) -> float | None:
-            return (facts[1][name] - facts[0][name]) / divisor if divisor > 0 else None
+        def ratio(name: str, earlier: Facts, later: Facts, divisor: float) -> float | None:
+            return (later[name] - earlier[name]) / divisor if divisor > 0 else None
 
         calls = after["receive_calls"] - before["receive_calls"]
         sent = after["datagrams_sent"] - before["datagrams_sent"]
@@ -143,9 +143,9 @@ class Path:
         return Result(
             name=self.name,
             ledger=ledger,
-            datagrams_per_second=ratio((sink_before, at_sink), "delivered", took),
-            cpu_microseconds=ratio((before, after), "cpu", sent / 1e6),
-            datagrams_per_call=ratio((before, after), "datagrams_received", calls),
+            datagrams_per_second=ratio("delivered", sink_before, at_sink, took),
+            cpu_microseconds=ratio("cpu", before, after, sent / 1e6),
+            datagrams_per_call=ratio("datagrams_received", before, after, calls),
             gro=after["gro"],
             gso=after["gso"],
             window=window,
@@ -183,19 +183,18 @@ def balance(train: int, at_sender: Facts, at_forwarder: Facts, at_sink: Facts) -
     """The ledger from the three processes' own counts."""
 
     def hop(name: str, sender: Facts, receiver: Facts, train: int | None = None) -> Hop:
-        sent = ("messages_sent", "datagrams_sent")
-        received = ("messages_received", "datagrams_received", "buffers_dropped", "gro")
-        counts = {key: sender[key] for key in sent} | {key: receiver[key] for key in received}
-        return Hop(name=name, train=train, **counts)
+        fields = [field.name for field in attrs.fields(Hop)]
+        counts: Facts = {key: (sender if "_sent" in key else receiver).get(key) for key in fields}
+        return Hop(**counts | {"name": name, "train": train})
 
     # No message carries more than a train. So if the average is a train, each is one.
-    all_trains = at_sender["messages_sent"] * train == at_sender["datagrams_sent"]
+    all_trains = at_sender["trains_sent"] * train == at_sender["datagrams_sent"]
     return Ledger(
         hops=(
             hop("to the forwarder", at_sender, at_forwarder, train if all_trains else None),
             hop("from the forwarder to the sink", at_forwarder, at_sink),
         ),
-        refused=at_forwarder["refused"],
+        refused=at_forwarder["datagrams_failed"],
         **{count: at_sink[count] for count in ("delivered", "duplicates", "corrupt")},
     )
 
