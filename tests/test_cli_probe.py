@@ -76,6 +76,14 @@ def test_it_finds_what_is_switched_off() -> None:
             assert one["advice"]
 
 
+@pytest.mark.needs_gso
+@pytest.mark.needs_gro
+def test_what_is_switched_off_for_sending_is_not_so_for_receiving() -> None:
+    said = answers(probe(SNAPTUN_TRIO_GSO="0"))
+    assert said["trains cut by the kernel (GSO)"] is False
+    assert said["trains received whole (GRO)"] is True
+
+
 def test_the_table_says_the_same_in_words(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -95,7 +95,8 @@ class Sender(Role):
                 end = min(self.sent + self.burst * self.train, until)
                 # All are made first, so that they leave back to back.
                 burst = [self._batch(maker.make(n)) for n in range(self.sent, end, self.train)]
-                await self._make_room(end - self.window)
+                while self._read_settled() < end - self.window:
+                    await self._wait_for_settled()
                 for batch in burst:
                     try:
                         self._sender.send_nowait(batch)
@@ -110,18 +111,17 @@ class Sender(Role):
         train = snaptun_trio.PacketTrain(data, self.size, (LOOPBACK, self.target))
         return snaptun_trio.PacketBatch((train,))
 
-    async def _make_room(self, least: int) -> None:
-        """Wait until so many datagrams are settled."""
-        while True:
-            with suppress(BlockingIOError):
-                while True:
-                    self.settled = max(self.settled, int.from_bytes(self.udp.recv(8), "big"))
-            if self.settled >= least:
-                return
-            with trio.move_on_after(WRITE_OFF_AFTER_SECONDS) as scope:
-                await trio.lowlevel.wait_readable(self.udp)
-            if scope.cancelled_caught:
-                self.settled = self.sent
+    def _read_settled(self) -> int:
+        with suppress(BlockingIOError):
+            while True:
+                self.settled = max(self.settled, int.from_bytes(self.udp.recv(8), "big"))
+        return self.settled
+
+    async def _wait_for_settled(self) -> None:
+        with trio.move_on_after(WRITE_OFF_AFTER_SECONDS) as scope:
+            await trio.lowlevel.wait_readable(self.udp)
+        if scope.cancelled_caught:
+            self.settled = self.sent
 
 
 class Sink(Role):

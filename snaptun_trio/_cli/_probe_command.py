@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import select
 import socket
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     Exchanged: TypeAlias = tuple[SenderStatistics, ReceiverStatistics, list[PacketTrain[Any]]]
 
 HERE = "127.0.0.1"
-UDP = socket.SOCK_DGRAM
 UDP_SEGMENT = 103  # of include/uapi/linux/udp.h
 MIB4 = 4 << 20  # what `open_udp_socket` asks for
 WITHIN_SECONDS = 2.0  # on loopback everything is there at once
@@ -51,8 +51,10 @@ def exchange(
             await sender.send(PacketBatch(batch))
             trains: list[PacketTrain[Any]] = []
             with trio.fail_after(WITHIN_SECONDS):
-                while sum(map(len, trains)) < train * len(sizes):
+                while True:
                     trains += (await receiver.receive()).detach().trains
+                    if sum(map(len, trains)) >= train * len(sizes):
+                        break
             return sender.statistics(), receiver.statistics(), trains
 
     return trio.run(run)
@@ -66,6 +68,14 @@ def works(attempt: Callable[[], object]) -> bool:
         return False
 
 
+def bound_socket() -> socket.socket:
+    """A plain socket."""
+    udp = socket.socket(type=socket.SOCK_DGRAM)
+    udp.setblocking(False)
+    udp.bind((HERE, 0))
+    return udp
+
+
 def told(option: str, field: str) -> Callable[[], bool]:
     """Whether a receiver with this option is told it of a datagram."""
     return lambda: works(lambda: getattr(exchange(option=option)[2][0], field))
@@ -73,22 +83,30 @@ def told(option: str, field: str) -> Callable[[], bool]:
 
 def dual_stack() -> bool:
     """Whether a socket of IPv6 hears IPv4."""
-    with trio.run(open_udp_socket, ("::", 0)) as there, socket.socket(type=UDP) as udp:
+    with trio.run(open_udp_socket, ("::", 0)) as there, bound_socket() as udp:
         udp.sendto(b"x", (HERE, there.getsockname()[1]))
         return bool(select.select([there.fileno()], [], [], WITHIN_SECONDS)[0])
 
 
+def send_train(udp: socket.socket, length: int) -> bool:
+    """Send a train of so many bytes, a datagram for each, to the socket itself."""
+    one_byte_each = [(socket.IPPROTO_UDP, UDP_SEGMENT, struct.pack("=H", 1))]
+    message = [bytes(length)], one_byte_each, 0, udp.getsockname()
+    return works(lambda: udp.sendmsg(*message))
+
+
 def longest_train() -> int:
     """The most datagrams that the kernel cuts one message into."""
-    with socket.socket(type=UDP) as udp:
-        udp.bind((HERE, 0))
-        one_byte_each = [(socket.IPPROTO_UDP, UDP_SEGMENT, struct.pack("=H", 1))]
-        for length in range(2, 65_000):
-            try:
-                udp.sendmsg([bytes(length)], one_byte_each, 0, udp.getsockname())
-            except OSError:
-                break
-        return length - 1
+    with bound_socket() as udp:
+        return next(n for n in itertools.count(1) if not send_train(udp, n + 1))
+
+
+def train_arrives_whole() -> bool:
+    """Whether what the kernel could have cut comes in one piece."""
+    with bound_socket() as udp:
+        receiver = UdpBatchReceiver(udp)
+        # Not the library's sender, in which cutting may be switched off.
+        return send_train(udp, 8) and len(receiver.receive_nowait().trains[0]) == 8
 
 
 def granted(option: int) -> int:
@@ -100,9 +118,7 @@ def granted(option: int) -> int:
 
 def drops_are_told() -> bool:
     """Whether the kernel counts what does not fit into a receive buffer."""
-    with socket.socket(type=UDP) as udp:
-        udp.bind((HERE, 0))
-        udp.setblocking(False)
+    with bound_socket() as udp:
         udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
         receiver = UdpBatchReceiver(udp)
         for _ in range(100):
@@ -150,7 +166,7 @@ PROBES: tuple[tuple[str, Callable[[], int], str, int], ...] = (
     ("several datagrams received in one call", in_one_call(1, "receive_calls"), BATCH, 1),
     ("trains cut by the kernel (GSO)", lambda: exchange(train=8)[0].trains_sent == 1, TRAIN, 1),
     ("datagrams in the longest train", longest_train, TRAIN, 64),
-    ("trains received whole (GRO)", lambda: len(exchange(train=8)[2]) == 1, TRAIN, 1),
+    ("trains received whole (GRO)", train_arrives_whole, TRAIN, 1),
     ("receive buffer, bytes of 4 MiB", lambda: granted(socket.SO_RCVBUF), BUFFER, MIB4),
     ("send buffer, bytes of 4 MiB", lambda: granted(socket.SO_SNDBUF), BUFFER, MIB4),
     ("drops told", drops_are_told, "what the kernel drops cannot be counted on this system", 1),

@@ -61,13 +61,14 @@ class Child:
             await self._process.stdin.send_all(json.dumps(order).encode() + b"\n")
         line = b""
         with trio.move_on_after(ANSWER_WITHIN_SECONDS):
-            while not line.endswith(b"\n"):
+            while True:
                 piece = await self._process.stdout.receive_some()
                 line += piece
+                if line.endswith(b"\n"):
+                    facts: Facts = json.loads(line)
+                    return facts
                 if not piece:
                     raise CommandError(f"the {self.name} process ended early")
-            facts: Facts = json.loads(line)
-            return facts
         within = f"within {ANSWER_WITHIN_SECONDS:g} s"
         raise CommandError(f"the {self.name} process did not answer {within}")
 
