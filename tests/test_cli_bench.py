@@ -11,9 +11,9 @@ from xml.etree import ElementTree
 import pytest
 
 from snaptun_trio._cli import _bench_command, _path
-from snaptun_trio._cli._bench_command import SHAPES, Cost
+from snaptun_trio._cli._bench_command import SHAPES
 from snaptun_trio._cli._main import main
-from snaptun_trio._cli._plot import draw
+from snaptun_trio._cli._plot import Cost, draw
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,7 +13,7 @@ import pytest
 import snaptun_trio
 from snaptun_trio._cli import _probe_command
 from snaptun_trio._cli._main import main
-from snaptun_trio._cli._probe_command import PROBES, Finding, attempt
+from snaptun_trio._cli._probe_command import PROBES, attempt
 
 from . import ends
 from .command_line import run_cli
@@ -124,7 +124,8 @@ def test_a_probe_that_fails_says_why(error: Exception, says: str) -> None:
     def find() -> bool:
         raise error
 
-    assert attempt("it", find, "advice", 1) == Finding("it", None, f"could not be tried: {says}")
+    told = {"what": "it", "found": None, "advice": f"could not be tried: {says}"}
+    assert attempt("it", find, "advice", 1) == told
 
 
 def test_a_machine_without_ipv6_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +136,7 @@ def test_a_machine_without_ipv6_is_told(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(_probe_command, "open_udp_socket", open_udp_socket)
     found = {row[0]: attempt(*row) for row in PROBES if "IPv" in row[0]}
-    assert found["IPv6"].found is False
-    assert found["IPv6"].advice
-    assert found["IPv4 on a socket of IPv6"].found is False
-    assert found["IPv4"].found is True
+    assert found["IPv6"]["found"] is False
+    assert found["IPv6"]["advice"]
+    assert found["IPv4 on a socket of IPv6"]["found"] is False
+    assert found["IPv4"]["found"] is True

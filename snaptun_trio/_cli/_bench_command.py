@@ -17,7 +17,7 @@ import trio
 from . import _screen
 from ._arguments import CommandError, add_command, new_file
 from ._path import FORWARDERS, Shape, open_path
-from ._plot import draw
+from ._plot import Cost, draw
 
 if TYPE_CHECKING:
     import argparse
@@ -30,16 +30,6 @@ SHAPES = (Shape(1200, 50), Shape(1200, 16), Shape(64, 64), Shape(1200, 1))
 ROUNDS, QUICK_ROUNDS = 4, 2
 SECONDS, QUICK_SECONDS = 0.3, 0.1
 BAR = 20  # characters
-
-
-@attrs.define
-class Cost:
-    """The best that a forwarder did with a shape."""
-
-    shape: Shape
-    forwarder: str
-    cpu_microseconds: float = float("inf")
-    datagrams_per_second: float = 0.0
 
 
 def add_parser(commands: Commands) -> None:
@@ -69,8 +59,8 @@ def run(options: argparse.Namespace) -> int:
     if options.plot is not None:
         options.plot.write_text(draw(costs, _screen.describe(machine)), encoding="utf-8")
     if options.json:
-        results = [attrs.asdict(cost) for cost in costs]
         how = {"rounds": rounds, "seconds": seconds, "uvloop": installed}
+        results = [attrs.asdict(cost) for cost in costs]
         _screen.print_json({**machine, **how, "results": results})
         return 0
     show(costs)
@@ -85,23 +75,23 @@ async def measure(
     names: Sequence[str], rounds: int, seconds: float, progress: Progress
 ) -> list[Cost]:
     """The costs of each forwarder for each shape."""
-    costs = {(shape, name): Cost(shape, name) for shape in SHAPES for name in names}
+    turns = [(shape, number) for shape in SHAPES for number in range(len(names))]
+    best: dict[tuple[Shape, int], Cost] = {}
     async with AsyncExitStack() as stack:
         opened = [open_path(name, FORWARDERS[name]) for name in names]
         paths = [await stack.enter_async_context(path) for path in opened]
-        for turn in range(rounds * len(costs)):
-            shape = SHAPES[turn // len(names) % len(SHAPES)]
-            path = paths[turn % len(names)]
-            progress("measuring", turn / rounds / len(costs), f"{path.name}, {shape}")
+        for done, turn in enumerate(turns * rounds):
+            shape, path = turn[0], paths[turn[1]]
+            progress("measuring", done / rounds / len(turns), f"{path.name}, {shape}")
             result = await path.send(shape, seconds=seconds)
-            if result.ledger.problems:
-                raise CommandError(f"{path.name}: {'; '.join(result.ledger.problems)}")
-            cost, nothing = costs[shape, path.name], float("inf")
-            cost.cpu_microseconds = min(cost.cpu_microseconds, result.cpu_microseconds or nothing)
-            rate = result.datagrams_per_second or 0.0
-            cost.datagrams_per_second = max(cost.datagrams_per_second, rate)
+            cost, rate = result.cpu_microseconds, result.datagrams_per_second
+            if result.ledger.problems or not cost or not rate:
+                why = "; ".join(result.ledger.problems) or "nothing was measured"
+                raise CommandError(f"{path.name}: {why}")
+            if turn not in best or cost < best[turn].cpu_microseconds:
+                best[turn] = Cost(shape, path.name, cost, rate)
         progress("measuring", 1.0, "")
-    return list(costs.values())
+    return list(best.values())
 
 
 def show(costs: Sequence[Cost]) -> None:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from ._arguments import Commands
     from ._path import Result
     from ._screen import Progress
-    from ._talk import Facts
 
 LEGS = ("snaptun_trio pump", "trio.socket")
 # The most that the kernel passes on in one piece over IPv4: 65 535 less the headers and what
@@ -62,7 +61,11 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         settings = {**attrs.asdict(shape), "datagrams": options.datagrams}
         settings["seconds"] = None if options.datagrams else options.seconds
-        legs = [as_facts(result) for result in results]
+        names = ("sent", "delivered", "dropped", "unaccounted", "problems")
+        legs = [
+            attrs.asdict(result) | {name: getattr(result.ledger, name) for name in names}
+            for result in results
+        ]
         facts = {"settings": settings, "legs": legs, "adds_up": adds_up}
         _screen.print_json(_screen.machine() | facts)
     else:
@@ -97,13 +100,6 @@ async def run_leg(
     async with open_path(name, FORWARDERS[name]) as path:
         await path.send(shape, datagrams=warm_up)
         return await path.send(shape, progress, datagrams=measured, seconds=seconds)
-
-
-def as_facts(result: Result) -> Facts:
-    """A result for a machine."""
-    ledger = result.ledger
-    names = ("sent", "delivered", "dropped", "unaccounted", "problems")
-    return {**attrs.asdict(result), **{name: getattr(ledger, name) for name in names}}
 
 
 def show(results: Sequence[Result]) -> None:

@@ -25,8 +25,7 @@ from . import _datagrams
 from ._talk import obey_orders
 
 if TYPE_CHECKING:
-    from snaptun_trio import ReceiverStatistics, SenderStatistics
-
+    from .. import ReceiverStatistics, SenderStatistics
     from ._talk import Facts
 
 LOOPBACK = "127.0.0.1"

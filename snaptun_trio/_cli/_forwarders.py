@@ -91,12 +91,13 @@ class ProtocolForwarder(Forwarder, asyncio.DatagramProtocol):
         await loop.create_future()
 
 
-def main(kind: str) -> None:
-    """Be a forwarder of this kind."""
-    if kind in ("pump", "trio.socket"):
-        trio.run(play, PumpForwarder if kind == "pump" else SocketForwarder)
+def main(name: str) -> None:
+    """Be the forwarder of this name."""
+    in_trio = {"snaptun_trio pump": PumpForwarder, "trio.socket": SocketForwarder}
+    if name in in_trio:
+        trio.run(play, in_trio[name])
     new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
-    if kind == "uvloop":
+    if name == "uvloop":
         from uvloop import new_event_loop as new_loop
     with asyncio.Runner(loop_factory=new_loop) as runner:
         runner.run(ProtocolForwarder().run())

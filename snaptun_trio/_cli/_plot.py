@@ -6,10 +6,12 @@ from html import escape
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+import attrs
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ._bench_command import Cost
+    from ._path import Shape
 
 # The palette of Okabe and Ito, which colour-blind readers can tell apart, on light and on dark.
 COLOURS = ("#d55e00", "#0072b2", "#56b4e9", "#009e73")
@@ -18,6 +20,16 @@ STYLE = (
     "svg{background:#fff}text{fill:#222;font:13px sans-serif}.t{font-weight:bold}"
     "@media(prefers-color-scheme:dark){svg{background:#161616}text{fill:#eee}}"
 )
+
+
+@attrs.frozen
+class Cost:
+    """The best that a forwarder did with a shape."""
+
+    shape: Shape
+    forwarder: str
+    cpu_microseconds: float
+    datagrams_per_second: float
 
 
 def draw(costs: Sequence[Cost], notes: Sequence[str]) -> str:

@@ -14,7 +14,6 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import attrs
 import trio
 
 from .. import PacketBatch, PacketTrain, UdpBatchReceiver, UdpBatchSender, backend, open_udp_socket
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
 
     from .. import ReceiverStatistics, SenderStatistics
     from ._arguments import Commands
+    from ._talk import Facts
 
     Exchanged: TypeAlias = tuple[SenderStatistics, ReceiverStatistics, list[PacketTrain[Any]]]
 
@@ -179,16 +179,6 @@ PROBES: tuple[tuple[str, Callable[[], int], str, int], ...] = (
 )
 
 
-@attrs.frozen
-class Finding:
-    """What came of a probe."""
-
-    what: str
-    found: bool | int | str | None
-    """`None` if it could not be tried."""
-    advice: str = ""
-
-
 def add_parser(commands: Commands) -> None:
     """Add the command."""
     add_command(
@@ -208,32 +198,28 @@ def run(options: argparse.Namespace) -> int:
     switches = [f"{k}={v}" for k, v in os.environ.items() if k.startswith("SNAPTUN_TRIO_")]
     findings = [attempt(*probe) for probe in PROBES]
     if options.json:
-        found = [attrs.asdict(finding) for finding in findings]
-        _screen.print_json({**machine, "environment": sorted(switches), "findings": found})
+        _screen.print_json({**machine, "environment": sorted(switches), "findings": findings})
         return 0
-    show(findings)
+    headings = ("what", "found", "what to do")
+    table = _screen.make_table(*headings, left=headings)
+    words = {True: "yes", False: "no", None: "?"}
+    for what, found, advice in (finding.values() for finding in findings):
+        said = f"{found}" if type(found) is int else words[found]
+        table.add_row(what, said, advice, style="yellow" if advice else "")
     environment = ", ".join(sorted(switches)) or "no SNAPTUN_TRIO_* is set"
     lines = (*_screen.describe(machine), f"Environment: {environment}.")
-    _screen.open_console().print(*lines, sep="\n", soft_wrap=True)
+    console = _screen.open_console()
+    console.print(table)
+    console.print(*lines, sep="\n", soft_wrap=True)
     return 0
 
 
-def attempt(what: str, find: Callable[[], int], advice: str, enough: int) -> Finding:
-    """Try one thing."""
+def attempt(what: str, find: Callable[[], int], advice: str, enough: int) -> Facts:
+    """Try one thing; `None` is found where that fails in a way of its own."""
     try:
-        found = find()
+        found: int | None = (number := find())
+        advice = advice if number < enough else ""
     except Exception as error:  # whatever it is, the others are still of use
         why = " ".join(str(error).split()) or type(error).__name__
-        return Finding(what, None, f"could not be tried: {why}")
-    return Finding(what, found, "" if found >= enough else advice)
-
-
-def show(findings: list[Finding]) -> None:
-    """A line for each."""
-    table = _screen.make_table(*(headings := ("what", "found", "what to do")), left=headings)
-    for finding in findings:
-        if isinstance(found := finding.found, bool):
-            found = "yes" if found else "no"
-        words = "?" if found is None else f"{found}"
-        table.add_row(finding.what, words, finding.advice, style="yellow" if finding.advice else "")
-    _screen.open_console().print(table)
+        found, advice = None, f"could not be tried: {why}"
+    return {"what": what, "found": found, "advice": advice}
