@@ -101,6 +101,13 @@ def test_a_run_by_time_with_single_datagrams() -> None:
 
 
 @pytest.mark.slow
+def test_a_run_of_a_single_datagram() -> None:
+    done = run_cli("demo", "--datagrams", "1", "--train", "1", "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [leg["sent"] for leg in json.loads(done.stdout)["legs"]] == [1, 1]
+
+
+@pytest.mark.slow
 def test_the_table_is_plain_text_where_there_is_no_terminal() -> None:
     done = run_cli("demo", "--datagrams", "500")
     assert done.returncode == 0, done.stdout + done.stderr

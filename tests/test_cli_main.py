@@ -141,7 +141,9 @@ def test_without_the_extra_it_says_how_to_install_it(module: str, tmp_path: Path
         assert run_cli(*arguments, path=path).returncode == 0
 
 
-@pytest.mark.parametrize("arguments", [["probe"], ["probe", "--json"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [["probe"], ["probe", "--json"], ["--help"], ["bench", "--help"]], ids=" ".join
+)
 def test_a_reader_that_goes_away_is_no_error(arguments: list[str]) -> None:
     reading, writing = os.pipe()
     os.close(reading)
@@ -156,7 +158,9 @@ def test_a_reader_that_goes_away_is_no_error(arguments: list[str]) -> None:
         )
     finally:
         os.close(writing)
-    assert (done.returncode, done.stderr) == (1, b"")
+    assert done.stderr == b""
+    # Where Python does not buffer, it is argparse that meets it, and takes it for nothing.
+    assert done.returncode == 1 or "--help" in arguments
 
 
 @pytest.mark.slow

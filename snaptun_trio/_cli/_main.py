@@ -42,10 +42,6 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    options = make_parser().parse_args(arguments)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # an output that knows no µ
     ended_by = signal.SIGINT
 
     def end(_number: int, _frame: FrameType | None) -> None:
@@ -57,18 +53,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # A shell's background job ignores Ctrl-C; SIGTERM then ends it in the system's own way.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGTERM, end)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # an output that knows no µ
     try:
-        _require_extra()
-        code: int = options.run(options)
-        sys.stdout.flush()
-        return code
+        try:
+            options = make_parser().parse_args(arguments)
+            _require_extra()
+            code: int = options.run(options)
+            return code
+        finally:
+            sys.stdout.flush()  # here, where a reader that went away is expected
     except BaseException as error:
         leaves = list(_leaves(error))
         if any(isinstance(leaf, KeyboardInterrupt) for leaf in leaves):
             return 128 + ended_by
         if not all(isinstance(leaf, (CommandError, OSError)) for leaf in leaves):
             raise
-        if any(isinstance(leaf, BrokenPipeError) for leaf in leaves):  # `| head` has read enough
+        if any(isinstance(leaf, BrokenPipeError) for leaf in leaves):
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter flushes once more
             return 1
         print(f"{PROGRAM}: {'; '.join(map(_in_words, leaves))}", file=sys.stderr)

@@ -126,9 +126,10 @@ class Path:
             now = time.perf_counter()
             if at_sink["datagrams_received"] != came:
                 came, since = at_sink["datagrams_received"], now
-            done = (at_sender["datagrams_sent"] - first) / datagrams
-            done = max(done, (now - at_sender["started"]) / seconds) if at_sender["busy"] else 1.0
-            show(self.name, min(done, 1.0), f"{at_sink['delivered']:,} delivered")
+            by_number = (at_sender["datagrams_sent"] - first) / max(datagrams, 1)
+            done = max(by_number, (now - at_sender["started"]) / seconds)
+            done = min(done, 0.99) if at_sender["busy"] else 1.0
+            show(self.name, done, f"{at_sink['delivered']:,} delivered")
             settled = at_sink["settled"] >= at_sender["datagrams_sent"]
             if at_sender["busy"]:
                 if now - since > GIVE_UP_AFTER_SECONDS:
