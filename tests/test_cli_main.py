@@ -163,6 +163,32 @@ def test_a_reader_that_goes_away_is_no_error(arguments: list[str]) -> None:
     assert done.returncode == 1 or "--help" in arguments
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize("arguments", ["probe", "probe --json"])
+def test_an_output_that_takes_no_more_is_said(arguments: str) -> None:
+    done = run_to(">/dev/full", arguments)
+    assert (done.returncode, done.stderr) == (1, "snaptun-trio: no space left on device\n")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="it takes a shell")
+@pytest.mark.parametrize("arguments", ["probe", "probe --json", "--version"])
+def test_an_output_that_is_closed_is_one_that_nobody_reads(arguments: str) -> None:
+    done = run_to(">&-", arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def run_to(where: str, arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command, with its output redirected by a shell."""
+    return subprocess.run(
+        ["sh", "-c", f'exec "$0" -P -m snaptun_trio {arguments} {where}', sys.executable],
+        env=environment_for(None, {"PYTHONUNBUFFERED": ""}),
+        capture_output=True,
+        text=True,
+        timeout=HANG_GUARD_SECONDS,
+        check=False,
+    )
+
+
 @pytest.mark.slow
 def test_an_output_that_knows_no_greek_loses_letters_and_no_lines() -> None:
     options = ("--datagrams", "100")
