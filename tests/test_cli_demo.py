@@ -44,7 +44,7 @@ def use_code(
     """
     script = directory / "forwarder.py"
     script.write_text(textwrap.dedent(head) + textwrap.dedent(code))
-    use_forwarder(monkeypatch, "the forwarder under test", str(script), patience=patience)
+    use_forwarder(monkeypatch, "forwarder under test", str(script), patience=patience)
 
 
 def figures(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
@@ -238,7 +238,26 @@ def test_a_forwarder_that_ends_early_exits_with_1(
     use_forwarder(monkeypatch, "nobody", "-c", "pass")
     assert main(["demo", "--datagrams", "100"]) == 1
     shown = capsys.readouterr()
-    assert shown.err.splitlines()[-1] == "snaptun-trio: the nobody process ended early"
+    assert shown.err == "snaptun-trio: the nobody process ended early\n"
+
+
+def test_a_forwarder_that_fails_is_quoted_without_a_traceback(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_code(
+        monkeypatch,
+        tmp_path,
+        """
+        class Broken(SocketForwarder):
+            async def run(self):
+                raise OSError(5, "Five")
+
+        trio.run(play, Broken)
+        """,
+    )
+    assert main(["demo", "--datagrams", "100"]) == 1
+    shown = capfd.readouterr()
+    assert shown.err == "snaptun-trio: the forwarder under test process: [Errno 5] Five\n"
 
 
 @pytest.mark.slow

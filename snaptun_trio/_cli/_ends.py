@@ -22,7 +22,7 @@ import trio
 import snaptun_trio
 
 from . import _datagrams
-from ._talk import obey_orders
+from ._talk import obey_orders, say
 
 if TYPE_CHECKING:
     from .. import ReceiverStatistics, SenderStatistics
@@ -63,7 +63,11 @@ async def play(kind: type[Role]) -> None:
     """Play a role until there are no more orders."""
     role = kind()
     obey_orders(trio.lowlevel.current_trio_token().run_sync_soon, role.obey)
-    await role.run()
+    try:
+        await role.run()
+    except (OSError, snaptun_trio.SendBatchError) as error:
+        say({"error": " ".join(str(error).split())})
+        raise SystemExit(1) from None
 
 
 class Sender(Role):

@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import trio
 
-from .. import PacketBatch, PacketTrain, UdpBatchReceiver, UdpBatchSender, backend, open_udp_socket
+from .. import (
+    PacketBatch,
+    PacketTrain,
+    SendBatchError,
+    UdpBatchReceiver,
+    UdpBatchSender,
+    backend,
+    open_udp_socket,
+)
 from . import _screen
 from ._arguments import add_command
 
@@ -64,7 +72,7 @@ def works(attempt: Callable[[], object]) -> bool:
     """Whether it gives something true, and neither the system nor the library refuses it."""
     try:
         return bool(attempt())
-    except (OSError, ValueError, trio.TooSlowError):
+    except (OSError, ValueError, SendBatchError, trio.TooSlowError):
         return False
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Progress: TypeAlias = "Callable[[str, float, str], None]"
 """Called with a name, how much of it is done (0 to 1), and what there is to say."""
-WIDE = 140  # wide enough that nothing wraps in a file or a pipe
+WIDE = 160  # wide enough that nothing wraps in a file or a pipe
 
 
 def open_console(*, stderr: bool = False) -> Console:
@@ -57,14 +57,19 @@ def open_progress() -> Generator[Progress, None, None]:
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
     tasks: dict[str, TaskID] = {}
     console = open_console(stderr=True)
-    with Progress(*columns, TextColumn("{task.fields[says]}"), console=console) as bars:
+    bars = Progress(*columns, TextColumn("{task.fields[says]}"), console=console)
 
-        def show(name: str, done: float, says: str) -> None:
-            if name not in tasks:
-                tasks[name] = bars.add_task(name, total=1.0, says="")
-            bars.update(tasks[name], completed=done, says=says)
+    def show(name: str, done: float, says: str) -> None:
+        if name not in tasks:
+            bars.start()  # not before: without a bar there is nothing to end
+            tasks[name] = bars.add_task(name, total=1.0, says="")
+        bars.update(tasks[name], completed=done, says=says)
 
+    try:
         yield show
+    finally:
+        if tasks:
+            bars.stop()
 
 
 def machine() -> Facts:
