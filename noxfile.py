@@ -204,7 +204,10 @@ def sanitize(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def wheels(session: nox.Session) -> None:
-    """Build both wheels, and run the core suite on each of them with every Python that is found."""
+    """Build both wheels, and run the core suite on each of them with every Python that is found.
+
+    And the commands, in an environment that has nothing but the wheel with its extra.
+    """
     session.install("build", "setuptools>=77")
     for build, kind in (("yes", "compiled"), ("no", "pure")):
         target = f"dist/{kind}"
@@ -218,6 +221,11 @@ def wheels(session: nox.Session) -> None:
                 session.warn(f"no python{python} here")
                 continue
             home = session.create_tmp()
+            session.run(interpreter, "-m", "venv", "--clear", f"{home}/bare", external=True)
+            bare = f"{home}/bare/bin"
+            session.run(f"{bare}/pip", "install", "-q", f"{wheel}[cli]", external=True)
+            for command in ("--version", "probe --json", "demo --datagrams 2000 --json"):
+                session.run(f"{bare}/snaptun-trio", *command.split(), external=True)
             session.run(interpreter, "-m", "venv", "--clear", f"{home}/venv", external=True)
             tests = nox.project.dependency_groups(PYPROJECT, "test")
             there = f"{home}/venv/bin/python"

@@ -142,7 +142,7 @@ class UdpRelay:
         self._reuse_port = reuse_port
         self._options = options._replace(reuse_port=False)
         self._targets: tuple[Address, ...] = ()
-        self._stop, self._ended = trio.Event(), trio.Event()
+        self._stop, self._end = trio.Event(), trio.Event()
         self._began = False
         self._local_address: Address | None = None
         self._front: RelayFront | None = None
@@ -202,7 +202,7 @@ class UdpRelay:
         finally:
             if sock is not None:
                 close_socket(sock)
-            self._ended.set()
+            self._end.set()
 
     def stop(self) -> None:
         """Turn new clients away, and end `run` when nothing more comes, or after ``grace``.
@@ -218,7 +218,7 @@ class UdpRelay:
         self.stop()
         await trio.lowlevel.checkpoint()
         if self._began:
-            await self._ended.wait()
+            await self._end.wait()
 
     @trio.lowlevel.enable_ki_protection
     async def set_targets(self, targets: Iterable[Address]) -> None:
@@ -234,7 +234,7 @@ class UdpRelay:
         """
         asked = _checked(targets)
         found = await self._resolved(asked)
-        if self._front is None or self._ended.is_set():
+        if self._front is None or self._end.is_set():
             raise RuntimeError("the relay does not run")
         self._front.forwarding.set_targets(found)
         self._targets = found
@@ -294,6 +294,7 @@ class UdpRelay:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(front.move)
                 nursery.start_soon(front.expire)
+                nursery.start_soon(front.notice_closing)
                 task_status.started(self)
                 await self._stop.wait()
                 await self._until_quiet()

@@ -36,6 +36,8 @@ _PATIENCE = 16
 _PAUSE = 0.001  # seconds
 # After so many datagrams other tasks have their turn.
 _A_TURN = 128
+# How often it is looked whether somebody closed the clients' socket, in seconds.
+_LOOK_INTERVAL = 1.0
 # So many receive calls at most, at the end, for what still waits in the kernel.
 _LAST_CALLS = 256
 
@@ -140,6 +142,16 @@ class RelayFront:
                     break
                 in_vain = 0
                 moved += found
+
+    async def notice_closing(self) -> None:
+        """Raise when somebody else has closed the clients' socket, of which nothing else tells.
+
+        Raises:
+          trio.ClosedResourceError: somebody has.
+        """
+        while not self.receiver._io.closed:
+            await trio.sleep(_LOOK_INTERVAL)
+        raise trio.ClosedResourceError("the clients' socket was closed")
 
     @trio.lowlevel.enable_ki_protection
     async def expire(self) -> None:

@@ -15,12 +15,10 @@ import snaptun_trio
 import snaptun_trio.testing
 
 PACKAGE = Path(snaptun_trio.__file__).parent
-# The demo is a program that uses the package, not a part of it.
-FILES = sorted(
-    path
-    for path in PACKAGE.rglob("*.py")
-    if "_demo" not in path.parts and path.name != "__main__.py"
-)
+ALL_FILES = sorted(PACKAGE.rglob("*.py"))
+# The command line is made of programs that use the package, not a part of it.
+COMMAND_LINE = [path for path in ALL_FILES if "_cli" in path.parts or path.name == "__main__.py"]
+FILES = [path for path in ALL_FILES if path not in COMMAND_LINE]
 # Values: what `_kernel` may know of the rooms above it. They know nothing of it.
 VALUES = {"_messages", "_train", "_coalesce", "_brief", "_losses", "_packing"}
 
@@ -42,6 +40,7 @@ def name_of(path: Path) -> str:
 
 COMPILED = "_kernel._rows"
 NAMES = {name_of(path) for path in FILES} | {COMPILED}
+CLI_NAMES = {name_of(path) for path in COMMAND_LINE}
 
 
 def imports_of(path: Path) -> list[Import]:
@@ -60,7 +59,8 @@ def imports_of(path: Path) -> list[Import]:
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            assert not any(alias.name.startswith("snaptun_trio") for alias in node.names)
+            inside = any(alias.name.startswith("snaptun_trio") for alias in node.names)
+            assert not inside or path in COMMAND_LINE, "those use it as any program does"
         elif isinstance(node, ast.ImportFrom):
             assert node.level or not (node.module or "").startswith("snaptun_trio")
             if node.level:
@@ -68,7 +68,7 @@ def imports_of(path: Path) -> list[Import]:
                 module = ".".join([*base, *(node.module or "").split(".")]).strip(".")
                 for alias in node.names:
                     whole = f"{module}.{alias.name}".strip(".")
-                    target = whole if whole in NAMES else module
+                    target = whole if whole in NAMES | CLI_NAMES else module
                     found.append(Import(name_of(path), target, node in typing_only))
     return found
 
@@ -153,6 +153,28 @@ def test_the_group_knows_no_sender_and_the_poller_no_receiver() -> None:
     assert imported_by("_group_errors") == {"_receiver"}
 
 
+def test_the_library_knows_nothing_of_the_command_line_nor_of_what_that_needs() -> None:
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module or "", *(alias.name for alias in node.names)]
+            for name in names:
+                assert not {"rich", "prometheus_client", "_cli"} & set(name.split(".")), path.name
+
+
+def test_the_command_line_uses_the_package_by_its_public_names() -> None:
+    for path in COMMAND_LINE:
+        for one in imports_of(path):
+            assert one.imported in ("", "_version") or one.imported.startswith("_cli"), one
+            assert one.importer == "__main__" or one.imported != "__main__"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "snaptun_trio":
+                assert node.attr in snaptun_trio.__all__, f"{path.name}: {node.attr}"
+
+
 def test_the_pool_knows_no_socket() -> None:
     known = imported_by("_pool")
     assert not known & {"_kernel._sockets", "_kernel._linux", "_kernel._portable", "_waiter"}
@@ -187,7 +209,7 @@ def test_so_are_those_for_tests() -> None:
     assert public - {"annotations"} == set(snaptun_trio.testing.__all__)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: name_of(path) or "snaptun_trio")
+@pytest.mark.parametrize("path", ALL_FILES, ids=lambda path: name_of(path) or "snaptun_trio")
 def test_every_file_says_first_what_it_is_for(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert text.startswith(("# ", '"""')), "a comment or a docstring comes first"
@@ -195,6 +217,6 @@ def test_every_file_says_first_what_it_is_for(path: Path) -> None:
     assert len(first) > 20, "and says something"
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: name_of(path) or "snaptun_trio")
+@pytest.mark.parametrize("path", ALL_FILES, ids=lambda path: name_of(path) or "snaptun_trio")
 def test_no_file_is_longer_than_can_be_read_at_once(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 450

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from importlib.metadata import metadata, version
+from importlib.metadata import distribution, metadata, version
 from importlib.resources import files
 
 import snaptun_trio
 import snaptun_trio.testing
+from snaptun_trio._cli._main import EXTRA, main
 
 
 def test_versions_agree() -> None:
@@ -17,6 +18,16 @@ def test_versions_agree() -> None:
 
 def test_licence_expression_is_both() -> None:
     assert metadata("snaptun_trio")["License-Expression"] == "MIT OR Apache-2.0"
+
+
+def test_the_command_is_installed_and_what_it_needs_is_an_extra() -> None:
+    (command,) = distribution("snaptun_trio").entry_points
+    assert (command.group, command.name) == ("console_scripts", "snaptun-trio")
+    assert command.load() is main
+    needed = metadata("snaptun_trio").get_all("Requires-Dist") or []
+    for name in EXTRA:
+        (line,) = (line for line in needed if line.startswith(name.replace("_", "-")))
+        assert line.endswith('extra == "cli"')
 
 
 def test_type_information_is_installed() -> None:

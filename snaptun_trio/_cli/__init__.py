@@ -4,6 +4,8 @@
 #     _main.py        the commands, and how each ends: exit codes, and one line for what went wrong
 #     _arguments.py   what arguments become, and what is said of wrong ones
 #     _screen.py      tables, progress, JSON, and what is said of the machine
+#     _*_command.py   one command each
+#     _plot.py        the picture of bench
 #
 #     sender  --numbered datagrams-->  forwarder  ------>  sink        the path of demo and bench
 #        ^------------- "settled up to number n" -----------+

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
-from .. import backend, backend_reason
 from . import _screen
 from ._arguments import add_command, positive
 from ._datagrams import SMALLEST
-from ._path import FORWARDERS, Shape, open_path
+from ._path import ANY_NUMBER, FOR_EVER, FORWARDERS, Shape, open_path
 
 if TYPE_CHECKING:
     import argparse
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from ._arguments import Commands
     from ._path import Result
     from ._screen import Progress
-    from ._talk import Facts
 
 LEGS = ("snaptun_trio pump", "trio.socket")
 # The most that the kernel passes on in one piece over IPv4: 65 535 less the headers and what
@@ -63,7 +61,11 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         settings = {**attrs.asdict(shape), "datagrams": options.datagrams}
         settings["seconds"] = None if options.datagrams else options.seconds
-        legs = [as_facts(result) for result in results]
+        names = ("sent", "delivered", "dropped", "unaccounted", "problems")
+        legs = [
+            attrs.asdict(result) | {name: getattr(result.ledger, name) for name in names}
+            for result in results
+        ]
         facts = {"settings": settings, "legs": legs, "adds_up": adds_up}
         _screen.print_json(_screen.machine() | facts)
     else:
@@ -93,32 +95,17 @@ async def run_leg(
     name: str, shape: Shape, options: argparse.Namespace, progress: Progress
 ) -> Result:
     """One forwarder, from start to ledger."""
+    warm_up, measured = plan(options.datagrams or ANY_NUMBER, shape.train)
+    seconds = FOR_EVER if options.datagrams else options.seconds
     async with open_path(name, FORWARDERS[name]) as path:
-        if options.datagrams is None:
-            await path.send(shape, datagrams=plan(WARM_UP_DATAGRAMS, shape.train)[1])
-            return await path.send(shape, progress, seconds=options.seconds)
-        warm_up, measured = plan(options.datagrams, shape.train)
         await path.send(shape, datagrams=warm_up)
-        return await path.send(shape, progress, datagrams=measured)
-
-
-def as_facts(result: Result) -> Facts:
-    """A result for a machine."""
-    ledger = result.ledger
-    names = ("sent", "delivered", "dropped", "unaccounted", "problems")
-    return {**attrs.asdict(result), **{name: getattr(ledger, name) for name in names}}
+        return await path.send(shape, progress, datagrams=measured, seconds=seconds)
 
 
 def show(results: Sequence[Result]) -> None:
     """The table, and what it means."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    table = Table(box=SIMPLE_HEAD)
-    table.add_column("")
     figures = ("datagrams/s", "CPU µs a datagram", "sent", "delivered", "dropped by the kernel")
-    for heading in figures:
-        table.add_column(heading, justify="right", min_width=max(map(len, heading.split())))
+    table = _screen.make_table("", *figures)
     for result in results:
         ledger, rate, cost = result.ledger, result.datagrams_per_second, result.cpu_microseconds
         table.add_row(
@@ -136,7 +123,7 @@ def show(results: Sequence[Result]) -> None:
 
 def summary(results: Sequence[Result]) -> list[str]:
     """The table in words: who is cheaper, and whether everything is accounted for."""
-    lines = [f"The backend is {backend}: {backend_reason}."]
+    lines = [*_screen.describe(_screen.machine())]
     ours, plain = results[0], results[-1]
     if ours.cpu_microseconds and plain.cpu_microseconds and ours is not plain:
         ratio = plain.cpu_microseconds / ours.cpu_microseconds

@@ -12,23 +12,31 @@ from __future__ import annotations
 import socket
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+import attrs
 import trio
 
 import snaptun_trio
 
 from . import _datagrams
-from ._talk import obey_orders
+from ._talk import obey_orders, say
 
 if TYPE_CHECKING:
+    from .. import ReceiverStatistics, SenderStatistics
     from ._talk import Facts
 
 LOOPBACK = "127.0.0.1"
 # Asked for on every socket. What the kernel gives (net.core.rmem_max), the window follows.
 RECEIVE_BUFFER = 4 * 1024 * 1024
 WRITE_OFF_AFTER_SECONDS = 1.0
+
+
+def counts(statistics: SenderStatistics | ReceiverStatistics) -> Facts:
+    """The plain numbers of the library's own statistics, by their names."""
+    return attrs.asdict(statistics, filter=lambda _, value: not isinstance(value, Mapping))
 
 
 class Role:
@@ -55,7 +63,11 @@ async def play(kind: type[Role]) -> None:
     """Play a role until there are no more orders."""
     role = kind()
     obey_orders(trio.lowlevel.current_trio_token().run_sync_soon, role.obey)
-    await role.run()
+    try:
+        await role.run()
+    except (OSError, snaptun_trio.SendBatchError) as error:
+        say({"error": " ".join(str(error).split())})
+        raise SystemExit(1) from None
 
 
 class Sender(Role):
@@ -71,12 +83,11 @@ class Sender(Role):
 
     def obey(self, order: Facts) -> Facts:
         """Begin to send, if the order says so."""
-        report = super().obey(order)
+        report = super().obey(order) | counts(self._sender.statistics())
         if "datagrams" in order:
             self.started = time.perf_counter()
             self.wanted.set()
-        report |= {"messages_sent": self._sender.statistics().trains_sent, "started": self.started}
-        return report | {"datagrams_sent": self.sent, "busy": self.wanted.is_set()}
+        return report | {"started": self.started, "busy": self.wanted.is_set()}
 
     async def run(self) -> None:
         while True:
@@ -85,33 +96,35 @@ class Sender(Role):
             until = self.sent + self.datagrams
             while self.sent < until and time.perf_counter() < self.started + self.seconds:
                 end = min(self.sent + self.burst * self.train, until)
-                await self._make_room(end - self.window)
-                for first in range(self.sent, end, self.train):
-                    await self._send(maker.make(first))
+                # All are made first, so that they leave back to back.
+                burst = [self._batch(maker.make(n)) for n in range(self.sent, end, self.train)]
+                while self._read_settled() < end - self.window:
+                    await self._wait_for_settled()
+                for batch in burst:
+                    try:
+                        self._sender.send_nowait(batch)
+                    except trio.WouldBlock:
+                        await self._sender.send(batch)
+                    self.sent += self.train
                 await self._sender.flush()
             self.wanted = trio.Event()
 
-    async def _send(self, data: bytes) -> None:
+    def _batch(self, data: bytes) -> snaptun_trio.PacketBatch:
+        """One train, in a batch of its own: those of one batch could be merged."""
         train = snaptun_trio.PacketTrain(data, self.size, (LOOPBACK, self.target))
-        batch = snaptun_trio.PacketBatch((train,))  # those of one batch could be merged
-        try:
-            self._sender.send_nowait(batch)
-        except trio.WouldBlock:
-            await self._sender.send(batch)
-        self.sent += self.train
+        return snaptun_trio.PacketBatch((train,))
 
-    async def _make_room(self, least: int) -> None:
-        """Wait until so many datagrams are settled."""
-        while True:
-            with suppress(BlockingIOError):
-                while True:
-                    self.settled = max(self.settled, int.from_bytes(self.udp.recv(8), "big"))
-            if self.settled >= least:
-                return
-            with trio.move_on_after(WRITE_OFF_AFTER_SECONDS) as scope:
-                await trio.lowlevel.wait_readable(self.udp)
-            if scope.cancelled_caught:
-                self.settled = self.sent
+    def _read_settled(self) -> int:
+        with suppress(BlockingIOError):
+            while True:
+                self.settled = max(self.settled, int.from_bytes(self.udp.recv(8), "big"))
+        return self.settled
+
+    async def _wait_for_settled(self) -> None:
+        with trio.move_on_after(WRITE_OFF_AFTER_SECONDS) as scope:
+            await trio.lowlevel.wait_readable(self.udp)
+        if scope.cancelled_caught:
+            self.settled = self.sent
 
 
 class Sink(Role):
@@ -125,27 +138,23 @@ class Sink(Role):
         self.delivered = self.duplicates = self.corrupt = 0
         self.last_arrival = 0.0
 
+    @property
+    def settled(self) -> int:
+        """The number up to which every datagram has come or will not come."""
+        return len(self._seen)
+
     def obey(self, order: Facts) -> Facts:
-        statistics = self._receiver.statistics()
-        return super().obey(order) | {
-            "messages_received": statistics.trains_received,
-            "datagrams_received": statistics.datagrams_received,
-            "buffers_dropped": statistics.buffers_dropped_by_kernel,
-            "gro": statistics.gro,
-            "delivered": self.delivered,
-            "duplicates": self.duplicates,
-            "corrupt": self.corrupt,
-            "settled": len(self._seen),
-            "last_arrival": self.last_arrival,
-        }
+        names = ("delivered", "duplicates", "corrupt", "settled", "last_arrival")
+        report = super().obey(order) | counts(self._receiver.statistics())
+        return report | {name: getattr(self, name) for name in names}
 
     async def run(self) -> None:
         async for batch in self._receiver:
             for train in batch.trains:
                 self._check(train)
             self.last_arrival = time.perf_counter()
-            if len(self._seen) >= self.told + self.every:
-                self.told = len(self._seen)
+            if self.settled >= self.told + self.every:
+                self.told = self.settled
                 with suppress(OSError):  # a later one says more, and the sender can do without
                     self.udp.sendto(self.told.to_bytes(8, "big"), (LOOPBACK, self.tell))
 
@@ -158,7 +167,8 @@ class Sink(Role):
             elif number < len(seen) and seen[number]:
                 self.duplicates += 1
             else:
-                seen.extend(bytes(max(0, number + 1 - len(seen))))
+                if number >= len(seen):
+                    seen.extend(bytes(number + 1 - len(seen)))
                 seen[number] = 1
                 self.delivered += 1
 

@@ -13,7 +13,7 @@ import trio
 
 import snaptun_trio
 
-from ._ends import LOOPBACK, Role, play
+from ._ends import LOOPBACK, Role, counts, play
 from ._talk import obey_orders
 
 if TYPE_CHECKING:
@@ -34,19 +34,14 @@ class Forwarder(Role):
         self.target = self.received = self.sent = 0
 
     def obey(self, order: Facts) -> Facts:
-        statistics = self._receiver.statistics()
-        report = super().obey(order) | {
-            "cpu": time.process_time(),
-            "buffers_dropped": statistics.buffers_dropped_by_kernel,
-            "gro": statistics.gro,
-        }
-        return report | self.counts()
+        report = super().obey(order) | counts(self._receiver.statistics())
+        return report | self.counts() | {"cpu": time.process_time()}
 
     def counts(self) -> Facts:
-        """What was received and sent."""
-        received = ("receive_calls", "messages_received", "datagrams_received")
-        sent = dict.fromkeys(("messages_sent", "datagrams_sent"), self.sent)
-        return {**dict.fromkeys(received, self.received), **sent, "refused": 0, "gso": False}
+        """What was received and sent, as the library counts it."""
+        received = ("receive_calls", "trains_received", "datagrams_received")
+        sent = dict.fromkeys(("trains_sent", "datagrams_sent"), self.sent)
+        return dict.fromkeys(received, self.received) | sent | {"datagrams_failed": 0, "gso": False}
 
 
 class SocketForwarder(Forwarder):
@@ -78,24 +73,11 @@ class PumpForwarder(Forwarder):
         await snaptun_trio.BatchPump(self._receiver, self._sender, handler=self.handle).run()
 
     def counts(self) -> Facts:
-        receiver, sender = self._receiver.statistics(), self._sender.statistics()
-        return {
-            "receive_calls": receiver.receive_calls,
-            "messages_received": receiver.trains_received,
-            "datagrams_received": receiver.datagrams_received,
-            "messages_sent": sender.trains_sent,
-            "datagrams_sent": sender.datagrams_sent,
-            "refused": sender.datagrams_failed,
-            "gso": sender.gso,
-        }
+        return counts(self._sender.statistics())
 
 
 class ProtocolForwarder(Forwarder, asyncio.DatagramProtocol):
     """asyncio, and uvloop: a protocol that is called for each datagram."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.DatagramTransport)
-        self.transport = transport
 
     def datagram_received(self, data: bytes, addr: object) -> None:
         self.received += 1
@@ -104,17 +86,18 @@ class ProtocolForwarder(Forwarder, asyncio.DatagramProtocol):
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
-        await loop.create_datagram_endpoint(lambda: self, sock=self.udp)
+        self.transport, _ = await loop.create_datagram_endpoint(lambda: self, sock=self.udp)
         obey_orders(loop.call_soon_threadsafe, self.obey)
         await loop.create_future()
 
 
-def main(kind: str) -> None:
-    """Be a forwarder of this kind."""
-    if kind in ("pump", "trio.socket"):
-        trio.run(play, PumpForwarder if kind == "pump" else SocketForwarder)
+def main(name: str) -> None:
+    """Be the forwarder of this name."""
+    in_trio = {"snaptun_trio pump": PumpForwarder, "trio.socket": SocketForwarder}
+    if name in in_trio:
+        trio.run(play, in_trio[name])
     new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
-    if kind == "uvloop":
+    if name == "uvloop":
         from uvloop import new_event_loop as new_loop
     with asyncio.Runner(loop_factory=new_loop) as runner:
         runner.run(ProtocolForwarder().run())

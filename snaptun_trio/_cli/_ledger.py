@@ -28,11 +28,11 @@ class Hop:
     """What one process sent and the next one received."""
 
     name: str
-    messages_sent: int
+    trains_sent: int
     datagrams_sent: int
-    messages_received: int
+    trains_received: int
     datagrams_received: int
-    buffers_dropped: int | None
+    buffers_dropped_by_kernel: int | None
     """The receiving socket's drop counter; `None` where the system does not tell."""
     gro: bool
     """Whether the receiving socket takes whole trains."""
@@ -47,7 +47,7 @@ class Hop:
     @property
     def dropped(self) -> int:
         """The datagrams that the kernel's counter accounts for."""
-        buffers = self.buffers_dropped or 0
+        buffers = self.buffers_dropped_by_kernel or 0
         if not self.gro:
             return buffers
         least, most = self.train or 1, self.train or MOST_DATAGRAMS_IN_A_MESSAGE
@@ -55,8 +55,8 @@ class Hop:
 
     def problems(self) -> Iterator[str]:
         """What does not add up."""
-        lost = self.messages_sent - self.messages_received if self.gro else self.missing
-        buffers = self.buffers_dropped
+        lost = self.trains_sent - self.trains_received if self.gro else self.missing
+        buffers = self.buffers_dropped_by_kernel
         if lost != (buffers or 0):
             unit = "messages" if self.gro else "datagrams"
             told = "does not say" if buffers is None else f"counted {buffers} drops"
@@ -87,7 +87,7 @@ class Ledger:
     @property
     def dropped(self) -> int | None:
         """Datagrams that the kernel dropped; `None` where it does not tell."""
-        told = all(hop.buffers_dropped is not None for hop in self.hops)
+        told = all(hop.buffers_dropped_by_kernel is not None for hop in self.hops)
         return sum(hop.dropped for hop in self.hops) if told else None
 
     @property

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import signal
 import sys
@@ -41,7 +42,6 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    options = make_parser().parse_args(arguments)
     ended_by = signal.SIGINT
 
     def end(_number: int, _frame: FrameType | None) -> None:
@@ -53,21 +53,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # A shell's background job ignores Ctrl-C; SIGTERM then ends it in the system's own way.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGTERM, end)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started this
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # an output that knows no µ
     try:
-        _require_extra()
-        code: int = options.run(options)
-        sys.stdout.flush()
-        return code
+        try:
+            options = make_parser().parse_args(arguments)
+            _require_extra()
+            code: int = options.run(options)
+            return code
+        finally:
+            sys.stdout.flush()  # here, where a reader may have gone away
     except BaseException as error:
         leaves = list(_leaves(error))
         if any(isinstance(leaf, KeyboardInterrupt) for leaf in leaves):
             return 128 + ended_by
         if not all(isinstance(leaf, (CommandError, OSError)) for leaf in leaves):
             raise
-        if any(isinstance(leaf, BrokenPipeError) for leaf in leaves):  # `| head` has read enough
+        if not any(isinstance(leaf, BrokenPipeError) for leaf in leaves):
+            print(f"{PROGRAM}: {'; '.join(map(_in_words, leaves))}", file=sys.stderr)
+        try:
+            sys.stdout.flush()
+        except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter flushes once more
-            return 1
-        print(f"{PROGRAM}: {'; '.join(map(_in_words, leaves))}", file=sys.stderr)
         return 1
     finally:
         signal.signal(signal.SIGTERM, sigterm)

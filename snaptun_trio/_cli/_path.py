@@ -24,11 +24,8 @@ if TYPE_CHECKING:
 
 ENDS = "snaptun_trio._cli._ends"
 FORWARDERS = {
-    name: ("-m", "snaptun_trio._cli._forwarders", kind)
-    for name, kind in (
-        ("snaptun_trio pump", "pump"),
-        *((kind, kind) for kind in ("trio.socket", "asyncio", "uvloop")),
-    )
+    name: ("-m", "snaptun_trio._cli._forwarders", name)
+    for name in ("snaptun_trio pump", "trio.socket", "asyncio", "uvloop")
 }
 """Each with its process, as arguments to ``python``."""
 
@@ -40,7 +37,7 @@ MOST_UNDER_WAY = 2_000
 # How many trains the sender sends back to back before it looks at the time again. With 8 the pump
 # took in 200 datagrams a call and cost 0.8 us each, with 1 it took in 130 and cost 1.1.
 MOST_TRAINS_AT_ONCE = 8
-REPORT_EVERY_SECONDS = 0.1
+REPORT_EVERY_SECONDS = 0.05
 # How long nothing at all may change before the counts are taken as final, and before sending on is
 # given up. A busy machine makes nothing wrong, only late.
 PATIENCE_SECONDS = 30.0
@@ -53,6 +50,11 @@ class Shape:
 
     size: int
     train: int
+
+    def __str__(self) -> str:
+        if self.train == 1:
+            return f"singles of {self.size} bytes"
+        return f"trains of {self.train} x {self.size} bytes"
 
 
 @attrs.frozen(kw_only=True)
@@ -105,8 +107,8 @@ class Path:
         Raises:
           CommandError: a process ended early or hangs, or nothing arrives.
         """
-        at_sender, before = await self._sender.ask(), await self._forwarder.ask()
-        sink_before = await self._sink.ask()
+        children = (self._sender, self._forwarder, self._sink)
+        at_sender, before, sink_before = [await child.ask() for child in children]
         window = window_for(shape, min(before["receive_buffer"], sink_before["receive_buffer"]))
         burst = max(1, min(MOST_TRAINS_AT_ONCE, window // shape.train))
         # Told four times a window, and soon enough that a whole burst always fits.
@@ -116,20 +118,31 @@ class Path:
         to = {"target": before["port"], "salt": self._salt, "window": window, "burst": burst}
         first = at_sender["datagrams_sent"]
         what = {**attrs.asdict(shape), "settled": first, "datagrams": datagrams, "seconds": seconds}
-        at_sender, quiet = await self._sender.ask(**to, **what), _Quiet()
-        while at_sender["busy"]:
+        await self._sender.ask(**to, **what)
+        came, since = -1, 0.0
+        while True:
             await trio.sleep(REPORT_EVERY_SECONDS)
             at_sender, at_sink = await self._sender.ask(), await self._sink.ask()
-            by_time = (time.perf_counter() - at_sender["started"]) / seconds
-            done = max(by_time, (at_sender["datagrams_sent"] - first) / datagrams)
-            show(self.name, min(done, 0.99), f"{at_sink['delivered']:,} delivered")
-            if quiet.seconds(at_sink["datagrams_received"]) > GIVE_UP_AFTER_SECONDS:
-                raise CommandError(f"nothing has arrived for {GIVE_UP_AFTER_SECONDS:g} s")
-        ledger, after, at_sink = await self._settle(shape.train, at_sender)
-        show(self.name, 1.0, f"{at_sink['delivered']:,} delivered")
+            now = time.perf_counter()
+            if at_sink["datagrams_received"] != came:
+                came, since = at_sink["datagrams_received"], now
+            by_number = (at_sender["datagrams_sent"] - first) / max(datagrams, 1)
+            done = max(by_number, (now - at_sender["started"]) / seconds)
+            done = min(done, 0.99) if at_sender["busy"] else 1.0
+            show(self.name, done, f"{at_sink['delivered']:,} delivered")
+            settled = at_sink["settled"] >= at_sender["datagrams_sent"]
+            if at_sender["busy"]:
+                if now - since > GIVE_UP_AFTER_SECONDS:
+                    raise CommandError(f"nothing has arrived for {GIVE_UP_AFTER_SECONDS:g} s")
+            # The forwarder is left in peace while it is measured, if it can be.
+            elif settled or now - since > 1:
+                after = await self._forwarder.ask()
+                ledger = balance(shape.train, at_sender, after, at_sink)
+                if not ledger.problems or now - since > PATIENCE_SECONDS:
+                    break
 
-        def ratio(facts: tuple[Facts, Facts], name: str, divisor: float) -> float | None:
-            return (facts[1][name] - facts[0][name]) / divisor if divisor > 0 else None
+        def ratio(name: str, earlier: Facts, later: Facts, divisor: float) -> float | None:
+            return (later[name] - earlier[name]) / divisor if divisor > 0 else None
 
         calls = after["receive_calls"] - before["receive_calls"]
         sent = after["datagrams_sent"] - before["datagrams_sent"]
@@ -138,59 +151,31 @@ class Path:
         return Result(
             name=self.name,
             ledger=ledger,
-            datagrams_per_second=ratio((sink_before, at_sink), "delivered", took),
-            cpu_microseconds=ratio((before, after), "cpu", sent / 1e6),
-            datagrams_per_call=ratio((before, after), "datagrams_received", calls),
+            datagrams_per_second=ratio("delivered", sink_before, at_sink, took),
+            cpu_microseconds=ratio("cpu", before, after, sent / 1e6),
+            datagrams_per_call=ratio("datagrams_received", before, after, calls),
             gro=after["gro"],
             gso=after["gso"],
             window=window,
         )
-
-    async def _settle(self, train: int, at_sender: Facts) -> tuple[Ledger, Facts, Facts]:
-        """Wait until every datagram is accounted for, or nothing changes any more."""
-        quiet, pause = _Quiet(), REPORT_EVERY_SECONDS / 10
-        while True:
-            at_sink = await self._sink.ask()
-            quiet_for = quiet.seconds(at_sink["datagrams_received"])
-            # The forwarder is left in peace while it is measured, if it can be.
-            if at_sink["settled"] >= at_sender["datagrams_sent"] or quiet_for > 1:
-                at_forwarder = await self._forwarder.ask()
-                ledger = balance(train, at_sender, at_forwarder, at_sink)
-                if not ledger.problems or quiet_for > PATIENCE_SECONDS:
-                    return ledger, at_forwarder, at_sink
-            await trio.sleep(pause)
-            pause = min(2 * pause, 0.5)
-
-
-class _Quiet:
-    """For how long a count has not changed."""
-
-    def __init__(self) -> None:
-        self._count, self._since = -1, 0.0
-
-    def seconds(self, count: int) -> float:
-        if count != self._count:
-            self._count, self._since = count, time.perf_counter()
-        return time.perf_counter() - self._since
 
 
 def balance(train: int, at_sender: Facts, at_forwarder: Facts, at_sink: Facts) -> Ledger:
     """The ledger from the three processes' own counts."""
 
     def hop(name: str, sender: Facts, receiver: Facts, train: int | None = None) -> Hop:
-        sent = ("messages_sent", "datagrams_sent")
-        received = ("messages_received", "datagrams_received", "buffers_dropped", "gro")
-        counts = {key: sender[key] for key in sent} | {key: receiver[key] for key in received}
-        return Hop(name=name, train=train, **counts)
+        fields = [field.name for field in attrs.fields(Hop)]
+        counts: Facts = {key: (sender if "_sent" in key else receiver).get(key) for key in fields}
+        return Hop(**counts | {"name": name, "train": train})
 
     # No message carries more than a train. So if the average is a train, each is one.
-    all_trains = at_sender["messages_sent"] * train == at_sender["datagrams_sent"]
+    all_trains = at_sender["trains_sent"] * train == at_sender["datagrams_sent"]
     return Ledger(
         hops=(
             hop("to the forwarder", at_sender, at_forwarder, train if all_trains else None),
             hop("from the forwarder to the sink", at_forwarder, at_sink),
         ),
-        refused=at_forwarder["refused"],
+        refused=at_forwarder["datagrams_failed"],
         **{count: at_sink[count] for count in ("delivered", "duplicates", "corrupt")},
     )
 

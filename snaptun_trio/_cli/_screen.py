@@ -10,20 +10,21 @@ import os
 import platform
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from .. import __version__, backend, backend_reason
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Container, Generator
 
     from rich.console import Console
+    from rich.table import Table
 
     from ._talk import Facts
 
 Progress: TypeAlias = "Callable[[str, float, str], None]"
 """Called with a name, how much of it is done (0 to 1), and what there is to say."""
-WIDE = 140  # wide enough that nothing wraps in a file or a pipe
+WIDE = 160  # wide enough that nothing wraps in a file or a pipe
 
 
 def open_console(*, stderr: bool = False) -> Console:
@@ -35,6 +36,19 @@ def open_console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, width=WIDE if free else None, highlight=False, markup=False)
 
 
+def make_table(*headings: str, left: Container[str] = ("",)) -> Table:
+    """A table to fill; headings break between words, and figures stand on the right."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD)
+    for heading in headings:
+        justify: Literal["left", "right"] = "left" if heading in left else "right"
+        width = max(map(len, heading.split()), default=None)
+        table.add_column(heading, justify=justify, min_width=width, no_wrap=not heading)
+    return table
+
+
 @contextmanager
 def open_progress() -> Generator[Progress, None, None]:
     """Bars while something runs; what is not a terminal gets their end only."""
@@ -43,14 +57,19 @@ def open_progress() -> Generator[Progress, None, None]:
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
     tasks: dict[str, TaskID] = {}
     console = open_console(stderr=True)
-    with Progress(*columns, TextColumn("{task.fields[says]}"), console=console) as bars:
+    bars = Progress(*columns, TextColumn("{task.fields[says]}"), console=console)
 
-        def show(name: str, done: float, says: str) -> None:
-            if name not in tasks:
-                tasks[name] = bars.add_task(name, total=1.0, says="")
-            bars.update(tasks[name], completed=done, says=says)
+    def show(name: str, done: float, says: str) -> None:
+        if name not in tasks:
+            bars.start()  # not before: without a bar there is nothing to end
+            tasks[name] = bars.add_task(name, total=1.0, says="")
+        bars.update(tasks[name], completed=done, says=says)
 
+    try:
         yield show
+    finally:
+        if tasks:
+            bars.stop()
 
 
 def machine() -> Facts:
@@ -63,6 +82,13 @@ def machine() -> Facts:
         "backend": backend,
         "backend_reason": backend_reason,
     }
+
+
+def describe(machine: Facts) -> tuple[str, str]:
+    """The same in two lines."""
+    cpus, system, python = (machine[name] for name in ("cpus", "system", "python"))
+    where = f"{cpus} CPUs, {system}, {python}, snaptun_trio {machine['version']}"
+    return f"{where}.", f"The backend is {machine['backend']}: {machine['backend_reason']}."
 
 
 def print_json(facts: Facts) -> None:

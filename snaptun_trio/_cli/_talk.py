@@ -29,18 +29,20 @@ END_WITHIN_SECONDS = 15.0
 PACKAGE_PARENT = Path(__file__).resolve().parents[2]
 
 
+def say(facts: Facts) -> None:
+    """In a process: answer. An ``error`` is one that ends it, and is said to whatever is asked."""
+    with suppress(BrokenPipeError):  # nobody wants to know any more
+        print(json.dumps(facts), flush=True)
+
+
 def obey_orders(soon: Callable[..., object], obey: Callable[[Facts], Facts]) -> None:
     """In a process: have each order obeyed in the event loop, through ``soon``, and answered."""
-
-    def answer(order: Facts) -> None:
-        with suppress(BrokenPipeError):  # nobody wants to know any more
-            print(json.dumps(obey(order)), flush=True)
 
     def read() -> None:
         # Not `sys.stdin`, whose lock must be free if the interpreter ends by itself.
         with open(0, closefd=False, encoding="utf-8") as orders:
             for line in orders:
-                soon(answer, json.loads(line))
+                soon(lambda order: say(obey(order)), json.loads(line))
         os._exit(0)  # whatever the loop is doing
 
     threading.Thread(target=read, daemon=True).start()
@@ -52,6 +54,7 @@ class Child:
     def __init__(self, name: str, process: trio.Process) -> None:
         self.name = name
         self.process = process
+        self._heard = b""
 
     async def ask(self, **order: object) -> Facts:
         """Give an order and return the answer, or raise `CommandError`: it ended, or is silent."""
@@ -59,15 +62,19 @@ class Child:
         assert self.process.stdout is not None
         with suppress(trio.BrokenResourceError):  # then there is no answer either
             await self.process.stdin.send_all(json.dumps(order).encode() + b"\n")
-        line = b""
         with trio.move_on_after(ANSWER_WITHIN_SECONDS):
-            while not line.endswith(b"\n"):
+            while True:
                 piece = await self.process.stdout.receive_some()
-                line += piece
+                line, end, rest = (self._heard + piece).partition(b"\n")
+                if end:
+                    self._heard = rest
+                    facts: Facts = json.loads(line)
+                    if "error" in facts:
+                        raise CommandError(f"the {self.name} process: {facts['error']}")
+                    return facts
+                self._heard = line
                 if not piece:
                     raise CommandError(f"the {self.name} process ended early")
-            facts: Facts = json.loads(line)
-            return facts
         within = f"within {ANSWER_WITHIN_SECONDS:g} s"
         raise CommandError(f"the {self.name} process did not answer {within}")
 

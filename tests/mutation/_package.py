@@ -21,8 +21,8 @@ NAME = "snaptun_trio"
 ROOT = Path(__file__).parents[2]
 """Where the tests are collected from."""
 
-# No logic of their own, or a program that uses the package (the demo has processes of its own).
-EXCLUDED = ("__main__.py", "_version.py", "_statistics.py", "_demo/*", "_demo/**/*")
+# No logic of their own, or programs that use the package (which have processes of their own).
+EXCLUDED = ("__main__.py", "_version.py", "_statistics.py", "_cli/*", "_cli/**/*")
 
 
 @attrs.frozen

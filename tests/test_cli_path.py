@@ -1,56 +1,53 @@
-# The parts of the demonstration: the processes' two ends, the ledger, the datagrams, the table.
+# The parts of the path that demo and bench stand on: the processes' two ends, the ledger, the
+# datagrams, the table.
 
 from __future__ import annotations
 
-import socket
-import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import attrs
 import pytest
 import trio
 import trio.testing
 
-from snaptun_trio._demo import _datagrams, _ends, _run, _show, _talk
-from snaptun_trio._demo._ledger import Hop, Ledger
-from snaptun_trio._demo._run import Result, Settings
+from snaptun_trio._cli import _datagrams, _demo_command, _ends, _path, _screen, _talk
+from snaptun_trio._cli._ledger import Hop, Ledger
+from snaptun_trio._cli._path import Result, Shape
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-HANG_GUARD_SECONDS = 240
-
+from .command_line import HANG_GUARD_SECONDS
+from .ends import bound_socket
 
 # --- the processes -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "command",
-    [("-m", _run.ENDS, "sender"), ("-m", _run.ENDS, "sink"), *(leg.command for leg in _run.LEGS)],
-    ids=["sender", "sink", "pump", "trio.socket"],
+    [("-m", _path.ENDS, "sender"), ("-m", _path.ENDS, "sink"), *_path.FORWARDERS.values()],
+    ids=["sender", "sink", *_path.FORWARDERS],
 )
 async def test_a_process_that_gets_no_orders_ends_well(command: tuple[str, ...]) -> None:
+    if command[-1] == "uvloop":
+        pytest.importorskip("uvloop")
     with trio.fail_after(HANG_GUARD_SECONDS):
         async with _talk.open_child("idle", command) as child:
-            assert (await child.answer())["port"] > 0
+            assert (await child.ask())["port"] > 0
     assert child._process.returncode == 0
 
 
-async def test_the_sink_counts_what_comes_twice_late_or_changed(
-    nursery: trio.Nursery, settled: socket.socket
-) -> None:
+async def test_the_sink_counts_what_comes_twice_late_or_changed(nursery: trio.Nursery) -> None:
     one, two, three = (_datagrams.TrainMaker(100, 1, salt=3).make(number) for number in range(3))
-    with await _ends.open_socket() as udp, await _ends.open_socket() as peer:
-        settled.connect(peer.getsockname())
-        sink = _ends.Sink(udp, settled, {"salt": 3, "settle_every": 3})
-        await nursery.start(sink.run)
+    sink = _ends.Sink()
+    with sink.udp, bound_socket() as stdlib_peer:
+        peer = trio.socket.from_stdlib_socket(stdlib_peer)
+        sink.obey({"salt": 3, "every": 3, "tell": peer.getsockname()[1]})
+        nursery.start_soon(sink.run)
         for packet in (one, three, two, two, b"x" + one[1:]):
-            await peer.sendto(packet, udp.getsockname())
+            await peer.sendto(packet, sink.udp.getsockname())
         with trio.fail_after(HANG_GUARD_SECONDS):
-            while sink.obey({})["datagrams"] < 5:
+            while sink.obey({})["datagrams_received"] < 5:
                 await trio.lowlevel.checkpoint()
             # It tells how far everything is settled: the highest number, and one.
-            assert _ends.SETTLED.unpack(await peer.recv(100)) == (3,)
+            assert int.from_bytes(await peer.recv(100), "big") == 3
         report = sink.obey({})
         nursery.cancel_scope.cancel()
     assert report["delivered"] == 3
@@ -59,58 +56,66 @@ async def test_the_sink_counts_what_comes_twice_late_or_changed(
 
 
 async def test_the_sender_stops_at_its_window_and_writes_a_lost_one_off(
-    nursery: trio.Nursery, settled: socket.socket, autojump_clock: trio.testing.MockClock
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
 ) -> None:
-    with await _ends.open_socket() as udp, await _ends.open_socket() as peer:
-        settings = {
-            "target": peer.getsockname()[1],
-            "size": 100,
-            "train": 2,
-            "window": 4,
-            "burst": 2,
-            "salt": 3,
-        }
-        sender = _ends.Sender(udp, settled, settings)
-        await nursery.start(sender.run)
+    sender = _ends.Sender()
+    with sender.udp, bound_socket() as peer:
+        nursery.start_soon(sender.run)
         started = trio.current_time()
-        sender.obey({"datagrams": 12, "seconds": 1e9})
-        while sender.obey({})["busy"]:  # noqa: ASYNC110  # as the parent asks, but in no real time
+        sender.obey(
+            {"target": peer.getsockname()[1], "size": 100, "train": 2, "window": 4, "burst": 2}
+            | {"salt": 3, "datagrams": 12, "seconds": 1e9}
+        )
+        while sender.obey({})["busy"]:  # noqa: ASYNC110  # as the command asks, but in no real time
             await trio.sleep(_ends.WRITE_OFF_AFTER_SECONDS / 4)
-        assert sender.obey({})["sent"] == 12
+        assert sender.obey({})["datagrams_sent"] == 12
         # Three windows, and nobody told anything: it waited twice.
         assert trio.current_time() - started >= 2 * _ends.WRITE_OFF_AFTER_SECONDS
         nursery.cancel_scope.cancel()
 
 
-@pytest.fixture
-def settled() -> Iterator[socket.socket]:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as found:
-        found.setblocking(False)
-        found.bind(("127.0.0.1", 0))
-        yield found
+async def test_the_sender_goes_on_when_it_is_told_that_a_window_is_settled(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    sender = _ends.Sender()
+    with sender.udp, bound_socket() as peer:
+        nursery.start_soon(sender.run)
+        sender.obey(
+            {"target": peer.getsockname()[1], "size": 100, "train": 2, "window": 4, "burst": 2}
+            | {"salt": 3, "datagrams": 8, "seconds": 1e9}
+        )
+        peer.sendto((4).to_bytes(8, "big"), sender.udp.getsockname())
+        autojump_clock.autojump_threshold = HANG_GUARD_SECONDS  # it is real input that it waits for
+        with trio.fail_after(HANG_GUARD_SECONDS):
+            while sender.obey({})["busy"]:
+                await trio.lowlevel.checkpoint()
+        assert sender.obey({})["datagrams_sent"] == 8
+        assert sender.settled == 4, "and nothing was written off"
+        nursery.cancel_scope.cancel()
 
 
 # --- the ledger ---------------------------------------------------------------------------------
 
 GOOD = Hop(
     name="a hop",
-    messages_sent=100,
+    trains_sent=100,
     datagrams_sent=5000,
-    messages_received=97,
+    trains_received=97,
     datagrams_received=4850,
-    buffers_dropped=3,
+    buffers_dropped_by_kernel=3,
     gro=True,
     train=50,
 )
 SINGLE = Hop(
     name="another hop",
-    messages_sent=4850,
+    trains_sent=4850,
     datagrams_sent=4850,
-    messages_received=4840,
+    trains_received=4840,
     datagrams_received=4840,
-    buffers_dropped=10,
+    buffers_dropped_by_kernel=10,
     gro=False,
 )
+DROPPED = "buffers_dropped_by_kernel"
 BALANCED = Ledger(hops=(GOOD, SINGLE), delivered=4840, duplicates=0, corrupt=0, refused=0)
 
 
@@ -130,9 +135,18 @@ def test_messages_of_mixed_lengths_are_balanced_by_message() -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"buffers_dropped": 2}, "3 messages are missing, and the kernel counted 2 drops"),
-        ({"buffers_dropped": 4}, "3 messages are missing, and the kernel counted 4 drops"),
-        ({"buffers_dropped": None}, "3 messages are missing, and the kernel does not say"),
+        (
+            {"buffers_dropped_by_kernel": 2},
+            "3 messages are missing, and the kernel counted 2 drops",
+        ),
+        (
+            {"buffers_dropped_by_kernel": 4},
+            "3 messages are missing, and the kernel counted 4 drops",
+        ),
+        (
+            {"buffers_dropped_by_kernel": None},
+            "3 messages are missing, and the kernel does not say",
+        ),
         ({"datagrams_received": 4849}, "151 datagrams are missing"),
         ({"datagrams_received": 4851}, "149 datagrams are missing"),
         ({"train": None, "datagrams_received": 4998}, "2 datagrams are missing"),
@@ -149,8 +163,8 @@ def test_a_hop_that_does_not_balance_says_what_is_missing(
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"delivered": 4839}, "1 are not accounted for"),
-        ({"delivered": 4841}, "-1 are not accounted for"),
+        ({"delivered": 4839}, "1 of those sent are neither delivered nor dropped"),
+        ({"delivered": 4841}, "-1 of those sent are neither delivered nor dropped"),
         ({"duplicates": 2}, "2 datagrams arrived more than once"),
         ({"corrupt": 2}, "2 datagrams arrived with a wrong checksum"),
         ({"refused": 2}, "2 datagrams the kernel refused to take from the forwarder"),
@@ -179,20 +193,13 @@ def test_every_changed_bit_is_noticed() -> None:
     assert _datagrams.number_of(b"", 7) is None
 
 
-@pytest.mark.parametrize(("size", "length"), [(11, 1), (1200, 0)])
-def test_trains_that_cannot_be_made(size: int, length: int) -> None:
-    with pytest.raises(ValueError, match="cannot make trains"):
-        _datagrams.TrainMaker(size, length, salt=0)
-
-
 @pytest.mark.parametrize(
     ("buffer", "window"),
-    [(2304, 50), (425_984, 124), (1 << 30, _run.MOST_UNDER_WAY)],
+    [(2304, 50), (425_984, 124), (1 << 30, _path.MOST_UNDER_WAY)],
     ids=["too small for a train", "a usual default", "huge"],
 )
 def test_the_window_follows_the_receive_buffer(buffer: int, window: int) -> None:
-    settings = Settings(size=1200, train=50, datagrams=None, seconds=1)
-    assert _run.window_for(settings, buffer) == window
+    assert _path.window_for(Shape(1200, 50), buffer) == window
 
 
 @pytest.mark.parametrize(
@@ -200,8 +207,7 @@ def test_the_window_follows_the_receive_buffer(buffer: int, window: int) -> None
     [(1, (0, 50)), (100, (50, 50)), (2001, (200, 1850)), (10**6, (5000, 995_000))],
 )
 def test_the_plan_is_whole_trains_and_warms_up(datagrams: int, planned: tuple[int, int]) -> None:
-    settings = Settings(size=1200, train=50, datagrams=datagrams, seconds=1)
-    assert _run.plan(settings) == planned
+    assert _demo_command.plan(datagrams, 50) == planned
 
 
 def result(name: str, cpu: float | None, ledger: Ledger = BALANCED) -> Result:
@@ -217,22 +223,18 @@ def result(name: str, cpu: float | None, ledger: Ledger = BALANCED) -> Result:
     )
 
 
-@pytest.mark.parametrize("screen", [_show.PlainScreen(), _show.RichScreen()], ids=["plain", "rich"])
 def test_what_the_table_says(
-    screen: _show.PlainScreen | _show.RichScreen,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if isinstance(screen, _show.RichScreen):
-        pytest.importorskip("rich")
     monkeypatch.setenv("COLUMNS", "200")
-    with screen.progress() as progress:
-        progress("first", 0.0, 10)
-        progress("first", 0.5, 20)
-        progress("first", 1.0, 30)
-    untold = attrs.evolve(SINGLE, buffers_dropped=None)
+    with _screen.open_progress() as progress:
+        progress("first", 0.0, "10 delivered")
+        progress("first", 1.0, "30 delivered")
+    untold = attrs.evolve(SINGLE, buffers_dropped_by_kernel=None)
     broken = attrs.evolve(BALANCED, hops=(GOOD, untold))
-    screen.table([result("first", 0.25), result("short", None, broken), result("second", 20.0)])
+    _demo_command.show(
+        [result("first", 0.25), result("short", None, broken), result("second", 20.0)]
+    )
     shown = capsys.readouterr()
     assert "30 delivered" in shown.err
     assert "4,000,000" in shown.out
@@ -245,20 +247,7 @@ def test_what_the_table_says(
 
 def test_what_the_summary_says_when_the_pump_is_dearer_or_starved() -> None:
     dear = attrs.evolve(result("first", 30.0), window=63)
-    text = " ".join(_show.summary([dear, result("second", 20.0)]))
+    text = " ".join(_demo_command.summary([dear, result("second", 20.0)]))
     assert "A datagram costs first 1.5 times more CPU than second." in text
     assert "Only 63 datagrams could be under way" in text
     assert "Everything adds up" in text
-
-
-def test_a_terminal_gets_one_line_that_changes(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    with _show.PlainScreen().progress() as progress:
-        progress("first", 0.5, 20)
-        progress("first", 1.0, 30)
-    half, full = capsys.readouterr().err.split("\r")
-    assert half.rstrip() == "first:  50%, 20 delivered"
-    assert full.rstrip() == "first: 100%, 30 delivered"
-    assert full.endswith("\n")
