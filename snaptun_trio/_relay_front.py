@@ -149,7 +149,7 @@ class RelayFront:
         Raises:
           trio.ClosedResourceError: somebody has.
         """
-        while not self.receiver._io.closed:
+        while not self.receiver._io.closed:  # noqa: ASYNC110  # nobody could set an event
             await trio.sleep(_LOOK_INTERVAL)
         raise trio.ClosedResourceError("the clients' socket was closed")
 

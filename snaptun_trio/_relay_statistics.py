@@ -48,7 +48,7 @@ class RelayFlow:
     ``"socket full"``
         the socket that they were for took no more: the target, or the way to it, is too slow;
     ``"closed"``
-        still waiting when the relay ended;
+        still being handed out when the relay ended, or the clients' socket was closed by somebody;
     ``"answer"``
         with ``duplicate``, what targets sent back;
     ``"EMSGSIZE"`` and the like

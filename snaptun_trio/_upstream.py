@@ -115,8 +115,8 @@ def send_rest(
         sender._shared.send_batch_now(pending, submission, refused)
     except trio.WouldBlock:
         account.drop(SOCKET_FULL, rest.content.datagrams)
-    except trio.ClosedResourceError:
-        pass  # the receiver of the same socket says so
+    except trio.ClosedResourceError:  # by its owner, who is told of it elsewhere
+        account.drop("closed", sender._queue.clear())
     sender._take_unclaimed()  # it has counted them
     if sender._queue.datagrams:
         sender._discard_queue()

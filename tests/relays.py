@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 import trio.testing
 
-from snaptun_trio import UdpRelay, _relay_copies, _relay_sessions
+from snaptun_trio import UdpRelay, _relay_front
 from snaptun_trio._kernel import _poller
 
 from . import ends
@@ -182,5 +182,10 @@ def _descriptors() -> int:
 def use_poller(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Whatever relay begins from here on waits with this poller."""
     kind = _poller.EpollPoller if name == "epoll" else _poller.TaskPoller
-    for module in (_relay_sessions, _relay_copies):
-        monkeypatch.setattr(module, "open_poller", kind)
+    monkeypatch.setattr(_relay_front, "open_poller", kind)
+
+
+def forwarding_of(relay: UdpRelay) -> Any:  # noqa: ANN401  # sessions or copies
+    """What a relay that has begun forwards with."""
+    assert relay._front is not None
+    return relay._front.forwarding

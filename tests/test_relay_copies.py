@@ -115,8 +115,7 @@ async def test_a_target_that_nothing_can_be_sent_to_hurts_no_other(
 
 def block(relay: UdpRelay, target: Address, code: int) -> None:
     """Let the sockets to a target take nothing from here on, or all again."""
-    assert relay._forwarding is not None
-    for upstream in relay._forwarding.upstreams():
+    for upstream in relays.forwarding_of(relay).upstreams():
         if upstream.target == target:
             _set_verdict(upstream.io.sock.fileno(), code)
 
@@ -139,14 +138,14 @@ async def test_other_targets_from_now_on(udp: ends.MakeSocket) -> None:
     async with relays.running(targets[:2], duplicate=True) as relay:
         stage = relays.Stage(relay, [client])
         await stage.send(0, b"one")
-        kept = {one.target: one for one in relay._forwarding.upstreams()}  # type: ignore[union-attr]
+        kept = {one.target: one for one in relays.forwarding_of(relay).upstreams()}
         with relays.same_descriptors():
             await relay.set_targets([ends.address_of(one) for one in targets[1:]])
         await stage.send(0, b"two")
         assert await relays.payloads(targets[0], 1) == [b"one"]
         assert await relays.payloads(targets[1], 2) == [b"one", b"two"]
         assert await relays.payloads(targets[2], 1) == [b"two"]
-        now = {one.target: one for one in relay._forwarding.upstreams()}  # type: ignore[union-attr]
+        now = {one.target: one for one in relays.forwarding_of(relay).upstreams()}
         same = ends.address_of(targets[1])
         assert now[same] is kept[same]
         told = relays.laws(relay)
@@ -161,7 +160,7 @@ async def test_where_one_of_the_new_targets_has_no_socket_nothing_has_changed(
     where = [ends.address_of(target) for target in targets]
     async with relays.running(targets[:1], duplicate=True) as relay:
         stage = relays.Stage(relay, [client])
-        forwarding = relay._forwarding
+        forwarding = relays.forwarding_of(relay)
         assert isinstance(forwarding, RelayCopies)
         real = forwarding._poller.add
         added: list[object] = []
@@ -210,7 +209,7 @@ async def test_what_targets_answer_may_end_no_relay(
         stage = relays.Stage(relay, [client])
         await stage.send(0, b"x")
         ((_, address),) = await relays.receive(target, 1)
-        forwarding = relay._forwarding
+        forwarding = relays.forwarding_of(relay)
         assert isinstance(forwarding, RelayCopies)
         fail_next(monkeypatch, forwarding._fan, errno.EIO)
         target.sendto(b"answer", address)

@@ -11,7 +11,6 @@ import trio
 import trio.testing
 
 from snaptun_trio import UdpRelay
-from snaptun_trio._kernel._fan import Fan
 
 from . import ends, relays
 from .faults.cancelling import Canceller
@@ -19,7 +18,8 @@ from .faults.cancelling import Canceller
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from snaptun_trio import Address
+    from snaptun_trio._kernel._fan import Fan
+
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -109,8 +109,7 @@ def no_poller(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse() -> None:
         raise OSError(errno.EMFILE, "no poller")
 
-    for module in ("sessions", "copies"):
-        monkeypatch.setattr(f"snaptun_trio._relay_{module}.open_poller", refuse)
+    monkeypatch.setattr("snaptun_trio._relay_front.open_poller", refuse)
 
 
 @pytest.mark.parametrize("why", [no_way, no_fan, no_poller])
@@ -176,7 +175,7 @@ async def test_ports_can_be_shared(udp: ends.MakeSocket) -> None:
     async with relays.running([target], reuse_port=True) as relay:
         async with relays.running([target], relay.local_address, reuse_port=True) as other:
             assert other.local_address == relay.local_address
-        for upstream in relay._forwarding.upstreams():  # type: ignore[union-attr]
+        for upstream in relays.forwarding_of(relay).upstreams():
             pytest.fail(f"nobody sent anything: {upstream}")
 
 
@@ -227,7 +226,7 @@ async def test_stop_waits_no_longer_than_its_grace(
         await stage.send(0, b"x")
         relay.stop()
         for _ in range(round(grace / 0.05)):
-            assert not relay._ended
+            assert not relay._end.is_set()
             await stage.send(0, b"x")
             await trio.testing.wait_all_tasks_blocked()
             mock_clock.jump(0.05)
@@ -337,8 +336,8 @@ async def test_an_error_of_the_clients_socket_ends_it(
         async with trio.open_nursery() as nursery:
             await nursery.start(relay.run)
             await relays.Stage(relay, [client]).send(0, b"x")
-            assert relay._receiver is not None
-            monkeypatch.setattr(relay._receiver._io, "receive", fail)
+            assert relay._front is not None
+            monkeypatch.setattr(relay._front.receiver._io, "receive", fail)
             client.sendto(b"y", relay.local_address)
     closed_relay(relay)
 

@@ -33,8 +33,9 @@ GRAIN = 1.0
 
 
 def forwarding(relay: UdpRelay) -> RelaySessions:
-    assert isinstance(relay._forwarding, RelaySessions)
-    return relay._forwarding
+    found = relays.forwarding_of(relay)
+    assert isinstance(found, RelaySessions)
+    return found
 
 
 def session_of(relay: UdpRelay, client: socket.socket) -> RelaySession:

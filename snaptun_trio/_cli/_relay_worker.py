@@ -36,7 +36,8 @@ def report(relay: UdpRelay) -> None:
     counts = attrs.asdict(relay.statistics())
     for way in ("to_targets", "to_clients"):
         flow = counts.pop(way)
-        flow |= {f"dropped.{reason}": count for reason, count in flow.pop("dropped").items()}
+        for name in ("dropped", "asynchronous_errors"):
+            flow |= {f"{name}.{reason}": count for reason, count in flow.pop(name).items()}
         counts |= {f"{way}.{name}": count for name, count in flow.items()}
     times = {"worker_seconds": time.monotonic() - BEGAN, "cpu_seconds": time.process_time()}
     say(targets=relay.targets, **times, **counts)
