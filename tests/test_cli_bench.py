@@ -103,10 +103,11 @@ def test_a_shape_says_what_it_is() -> None:
 
 
 def test_the_picture_is_whole_and_says_its_units() -> None:
-    root = ElementTree.fromstring(draw(COSTS, ["2 CPUs & more"]))
+    root = ElementTree.fromstring(draw(COSTS, ["2 CPUs & more", "word " * 30]))
     words = [element.text for element in root.iter(f"{SVG}text")]
     assert words[0] == "CPU microseconds a datagram (shorter is better)"
     assert "2 CPUs & more" in words
+    assert max(len(text or "") for text in words) <= 100, "what is long is broken"
     assert words.count("<&>") == len(SHAPES)
     assert words.count("20.00 µs") == len(SHAPES)
     widths = [float(bar.attrib["width"]) for bar in root.iter(f"{SVG}rect")]

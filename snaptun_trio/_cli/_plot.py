@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import textwrap
 from html import escape
-from itertools import groupby
 from typing import TYPE_CHECKING
 
 import attrs
@@ -35,7 +36,7 @@ class Cost:
 def draw(costs: Sequence[Cost], notes: Sequence[str]) -> str:
     """The whole picture; the bars of each shape are to a scale of their own."""
     marks, y = [_text(12, 24, "CPU microseconds a datagram (shorter is better)", "t")], 24
-    for shape, group in groupby(costs, key=lambda cost: cost.shape):
+    for shape, group in itertools.groupby(costs, key=lambda cost: cost.shape):
         y += 2 * ROW
         marks.append(_text(12, y, str(shape), "t"))
         shown = list(group)
@@ -50,9 +51,9 @@ def draw(costs: Sequence[Cost], notes: Sequence[str]) -> str:
                 _text(LEFT + wide + 8, y, f"{cost.cpu_microseconds:.2f} µs"),
             ]
     y += ROW
-    for note in notes:
+    for line in itertools.chain.from_iterable(textwrap.wrap(note, 100) for note in notes):
         y += ROW
-        marks.append(_text(12, y, note))
+        marks.append(_text(12, y, line))
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y + ROW}">'
     return "\n".join((head, f"<style>{STYLE}</style>", *marks, "</svg>\n"))
 
