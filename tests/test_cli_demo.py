@@ -290,12 +290,12 @@ async def test_a_child_that_is_silent_is_reported_and_one_that_stays_is_killed(
         with pytest.raises(CommandError, match="the mute process did not answer"):
             async with _talk.open_child("mute", ["-c", "import time; time.sleep(3600)"]) as child:
                 await child.ask()
-    assert child._process.returncode is not None
+    assert child.process.returncode is not None
 
 
 async def test_an_order_to_a_child_that_is_gone_is_an_error() -> None:
     with trio.fail_after(HANG_GUARD_SECONDS):
         async with _talk.open_child("gone", ["-c", "pass"]) as child:
-            await child._process.wait()
+            await child.process.wait()
             with pytest.raises(CommandError, match="the gone process ended early"):
                 await child.ask(anything=1)

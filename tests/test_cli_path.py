@@ -31,7 +31,7 @@ async def test_a_process_that_gets_no_orders_ends_well(command: tuple[str, ...])
     with trio.fail_after(HANG_GUARD_SECONDS):
         async with _talk.open_child("idle", command) as child:
             assert (await child.ask())["port"] > 0
-    assert child._process.returncode == 0
+    assert child.process.returncode == 0
 
 
 async def test_the_sink_counts_what_comes_twice_late_or_changed(nursery: trio.Nursery) -> None:

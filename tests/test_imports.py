@@ -147,10 +147,21 @@ def test_the_group_knows_no_sender_and_the_poller_no_receiver() -> None:
     assert "_sender" not in reached_from("_receiver_group")
     assert imported_by("_kernel._poller") <= {"_kernel._interface"}
     assert {one.importer for one in IMPORTS if one.imported == "_kernel._poller"} == {
-        "_receiver_group"
+        "_receiver_group",
+        *("_relay_front", "_relay_sessions", "_relay_copies"),
     }
     assert {one.importer for one in IMPORTS if one.imported == "_receiver_group"} == {""}
     assert imported_by("_group_errors") == {"_receiver"}
+
+
+def test_the_parts_of_a_relay_know_what_is_below_them_only() -> None:
+    assert imported_by("_rendezvous") == set()
+    assert imported_by("_openings") == set()
+    for part in ("_relay_sessions", "_relay_copies", "_upstream"):
+        assert not {"_relay", "_relay_front"} & reached_from(part)
+    assert "_peer_table" not in reached_from("_upstream")
+    assert "_relay" not in reached_from("_relay_front")
+    assert "_server" not in reached_from("_relay")
 
 
 def test_the_library_knows_nothing_of_the_command_line_nor_of_what_that_needs() -> None:

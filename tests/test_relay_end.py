@@ -156,11 +156,11 @@ async def test_a_socket_that_is_given_is_closed_at_the_end(udp: ends.MakeSocket,
     target, client = udp(), udp()
     with relays.same_descriptors():
         sock = ends.bound_socket()
-        local: Any = {
-            "descriptor": sock.fileno,
-            "plain": lambda: sock,
-            "trio": lambda: trio.socket.from_stdlib_socket(sock),
-        }[what]()
+        local: Any = sock
+        if what == "descriptor":
+            local = sock.fileno()
+        elif what == "trio":
+            local = trio.socket.from_stdlib_socket(sock)
         if what == "descriptor":
             sock.detach()
         async with relays.running([target], local) as relay:

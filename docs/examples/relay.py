@@ -32,4 +32,5 @@ async def main(listen: int, target: int, status: int) -> None:
 
 
 if __name__ == "__main__":
-    trio.run(main, *map(int, sys.argv[1:]))
+    listen, target, status = map(int, sys.argv[1:])
+    trio.run(main, listen, target, status)

@@ -40,7 +40,7 @@ def add_parser(commands: Commands) -> None:
         "SIGTERM or Ctrl-C ends it: new clients are turned away, and what is under way is sent; "
         "a second one ends it at once. With --json a line each second, and a last one."
     )
-    example = ":5353 192.0.2.1:53 192.0.2.2:53 --workers 2 --metrics 127.0.0.1:9100"
+    example = ":5353 192.0.2.1:53 192.0.2.2:53 --workers 2"
     summary = "forward datagrams to a service, and its answers back"
     add = add_command(commands, "relay", run, summary, what, example).add_argument
     add("listen", metavar="LISTEN", type=host_port, help="such as 127.0.0.1:53, [::1]:53 or :53")
