@@ -11,7 +11,6 @@ import trio
 import trio.testing
 
 from snaptun_trio import UdpRelay
-from snaptun_trio._kernel._fan import Fan
 
 from . import ends, relays
 from .faults.cancelling import Canceller
@@ -19,7 +18,7 @@ from .faults.cancelling import Canceller
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from snaptun_trio import Address
+    from snaptun_trio._kernel._fan import Fan
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -157,13 +156,11 @@ async def test_a_socket_that_is_given_is_closed_at_the_end(udp: ends.MakeSocket,
     target, client = udp(), udp()
     with relays.same_descriptors():
         sock = ends.bound_socket()
-        local: Any = {
-            "descriptor": sock.fileno,
-            "plain": lambda: sock,
-            "trio": lambda: trio.socket.from_stdlib_socket(sock),
-        }[what]()
+        local: Any = sock
         if what == "descriptor":
-            sock.detach()
+            local = sock.detach()
+        elif what == "trio":
+            local = trio.socket.from_stdlib_socket(sock)
         async with relays.running([target], local) as relay:
             await relays.Stage(relay, [client]).send(0, b"x")
             assert await relays.payloads(target, 1) == [b"x"]
