@@ -318,7 +318,8 @@ class UdpRelay:
         self, sender: UdpBatchSender, pool: PacketBufPool, knows_ways: bool
     ) -> RelaySessions | RelayCopies:
         front = sender._io
-        fan = front.fan(front, pool._memory(front), gso=not switched_off("GSO"))
+        offloads = {"gro": not switched_off("GRO"), "gso": not switched_off("GSO")}
+        fan = front.fan(front, pool._memory(front), **offloads)
         if self._duplicate:
             return RelayCopies(
                 fan,

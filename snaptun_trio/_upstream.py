@@ -61,23 +61,27 @@ class Upstream(Link):
             close_socket(sock)
             raise
 
-    def send_rest(self, rest: Outgoing, refused: int, account: FlowAccount) -> None:
+    def send_rest(self, rest: Outgoing, refused: int, fan: Fan, account: FlowAccount) -> None:
         """Send what was left over of a batch, as far as the socket takes it now, and drop the rest.
 
         Args:
           rest: what was left over.
           refused: the errno with which its beginning was refused, 0 for none.
+          fan: is told where that was because the kernel does not segment, so that the others need
+            not find out as well.
           account: of what goes to targets.
         """
         if self.sender is None:
-            self.sender = UdpBatchSender(self.io.sock)
+            self.sender = UdpBatchSender(self.io.sock, gso=fan.gso)
         sender = self.sender
+        sender._io.gso = fan.gso
         try:
             submission = Submission(owned=False)
             pending = PendingSend(rest, None, submission)
             sender._shared.send_batch_now(pending, submission, refused)
         except trio.WouldBlock:
             account.drop(SOCKET_FULL, rest.content.datagrams)
+        fan.gso = sender._io.gso
         sender._take_unclaimed()  # it has counted them
         if sender._queue.datagrams:
             sender._discard_queue()
@@ -96,7 +100,7 @@ def send_each(
     calls, trains, datagrams, nbytes, rest = fan.send(upstreams, batches, _WORK_A_CALL)
     account.sent(calls, trains, datagrams, nbytes)
     for place, refused, outgoing in rest:
-        upstreams[place].send_rest(outgoing, refused, account)
+        upstreams[place].send_rest(outgoing, refused, fan, account)
 
 
 def send_or_drop(sender: UdpBatchSender, batch: PacketBatch, account: FlowAccount) -> None:

@@ -46,8 +46,8 @@ class LinuxIO(SocketIO):
         return _rows.Pool(buffer_size, capacity)
 
     @staticmethod
-    def fan(front: SocketIO, memory: _rows.Pool, *, gso: bool) -> LinuxFan:
-        return LinuxFan(front, memory, gso=gso)
+    def fan(front: SocketIO, memory: _rows.Pool, *, gro: bool, gso: bool) -> LinuxFan:
+        return LinuxFan(front, memory, gro=gro, gso=gso)
 
     def receive(self, memory: _rows.Pool, offered: int, slots: int) -> Messages | None:
         rows = memory.receive(self.sock.fileno(), offered, slots)
@@ -164,6 +164,6 @@ class LinuxFan(Fan):
         if len(rows) < len(batches):  # they came in cut
             return super().send(links, batches, budget)
         handles = [link.handle for link in links]
-        segments = MAX_SEGMENTS if self._gso else 0
+        segments = MAX_SEGMENTS if self.gso else 0
         sent = _rows.send_each(rows, handles, budget, segments, self._family)
         return Sent(*sent[:4], [*sent[4]])
