@@ -35,6 +35,9 @@ def _make_trains(rows: _rows.Rows, first: int, stop: int) -> tuple[PacketTrain, 
 
 _rows.use(_sockaddr.decode, _make_trains)
 
+# More sockets than that are not read by one call of `receive_each`.
+_READ_AT_ONCE = 256
+
 
 class LinuxIO(SocketIO):
     """Moves a batch with one system call."""
@@ -152,6 +155,7 @@ class LinuxFan(Fan):
         link.control = None if way is None else self._front.control(link.name, *way)
 
     def receive(self, links: Sequence[Link]) -> Received:
+        links = links[:_READ_AT_ONCE]
         rows = self._memory.receive_each(
             [link.handle for link in links],
             [link.name for link in links],
