@@ -74,7 +74,8 @@ class RelayFront:
         self.receiver = UdpBatchReceiver(sock, pool, packet_info=knows_ways)
         self.sender = UdpBatchSender(sock, batch_size=_QUEUE)
         io = self.sender._io
-        fan = io.fan(io, pool._memory(io), gso=not switched_off("GSO"))
+        offloads = {"gro": not switched_off("GRO"), "gso": not switched_off("GSO")}
+        fan = io.fan(io, pool._memory(io), **offloads)
         self._poller: Poller[Any] = open_poller()  # of upstreams; the clients' socket has None
         self._to_targets, self._to_clients = to_targets, to_clients
         self.forwarding: RelaySessions | RelayCopies

@@ -60,11 +60,17 @@ class Upstream(Link):
             close_socket(sock)
             raise
 
-    def send_rest(self, rest: Outgoing, refused: int, account: FlowAccount) -> None:
-        """See `send_rest`."""
+    def send_rest(self, rest: Outgoing, refused: int, fan: Fan, account: FlowAccount) -> None:
+        """See `send_rest`.
+
+        The fan is told where that was because the kernel does not segment, so that the others need
+        not find out as well.
+        """
         if self.sender is None:
-            self.sender = UdpBatchSender(self.io.sock)
+            self.sender = UdpBatchSender(self.io.sock, gso=fan.gso)
+        self.sender._io.gso = fan.gso
         send_rest(self.sender, rest, None, refused, account)
+        fan.gso = self.sender._io.gso
 
     def close(self) -> None:
         """Close the socket. What it has received and nobody has read is lost."""
@@ -80,7 +86,7 @@ def send_each(
     calls, trains, datagrams, nbytes, rest = fan.send(upstreams, batches, _WORK_A_CALL)
     account.sent(calls, trains, datagrams, nbytes)
     for place, refused, outgoing in rest:
-        upstreams[place].send_rest(outgoing, refused, account)
+        upstreams[place].send_rest(outgoing, refused, fan, account)
 
 
 def send_or_drop(sender: UdpBatchSender, messages: Messages, account: FlowAccount) -> None:

@@ -255,6 +255,57 @@ def send_badly(scene: Scene) -> None:
             sending.send(*bad)
 
 
+def receive_from_each(scene: Scene) -> None:
+    for sizes in ((5, 0, 5), (5000, 10)):
+        for size in sizes:
+            scene.out.sendto(bytes(size), scene.here)
+        ends.wait_until_readable(scene.sock)
+        fds = [scene.sock.fileno(), scene.out.fileno(), -1]
+        names = [fresh(scene.name) for _ in fds]
+        controls = [fresh(b"\x14" + bytes(23)), None, None]
+        rows = scene.pool.receive_each(fds, names, controls)
+        assert (rows.served, rows.error, rows.count) == (3, errno.EBADF, len(sizes))
+        scene.look_at_everything(rows)
+    assert scene.pool.receive_each([], [], []).count == 0
+    bad: Any
+    for bad in (
+        ([1], [], []),
+        (["1"], [fresh(b"n")], [None]),
+        ([1, 2], [fresh(b"n"), b"n" * 33], [None, None]),
+        ([1], [fresh(b"n")], [b"c" * 105]),
+        ([2**80], [fresh(b"n")], [fresh(b"c")]),
+        (1, 2, 3),
+    ):
+        with pytest.raises((ValueError, TypeError, OverflowError)):
+            scene.pool.receive_each(*bad)
+
+
+def send_to_each(scene: Scene) -> None:
+    with socket.socket(type=socket.SOCK_DGRAM) as out:
+        out.connect(scene.here)
+        batches: list[Any] = [
+            scene.rows.rows([fresh(b"abc"), fresh(b"d")], [2, 1], [None] * 2, None, [None] * 2)
+            for _ in range(3)
+        ]
+        fds = [out.fileno(), -1, out.fileno()]
+        told = scene.rows.send_each(batches, fds, 100, 64, 2)
+        assert (told[2], told[4][0][:2]) == (6, (1, errno.EBADF))
+        told = scene.rows.send_each(batches, fds, 1, 64, 2)
+        assert [rest[:2] for rest in told[4]] == [(0, 0), (1, errno.EBADF), (2, 0)]
+        for bad in (
+            (batches, fds[:2], 1, 64, 2),
+            ([*batches[:2], None], fds, 1, 64, 2),
+            (batches, [*fds[:2], "1"], 1, 64, 2),
+            (batches, fds, 1, 65, 2),
+            (batches,),
+        ):
+            with pytest.raises((ValueError, TypeError)):
+                scene.rows.send_each(*bad)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            scene.sock.recv(100)
+
+
 def ask_for_what_is_forbidden(scene: Scene) -> None:
     assert scene.rows.forbidden() is None
 
@@ -286,6 +337,8 @@ JOBS: list[Callable[[Scene], None]] = [
     send_rows,
     send_and_be_refused,
     send_badly,
+    receive_from_each,
+    send_to_each,
     ask_for_what_is_forbidden,
     prepare_batches,
 ]

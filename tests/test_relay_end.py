@@ -158,11 +158,9 @@ async def test_a_socket_that_is_given_is_closed_at_the_end(udp: ends.MakeSocket,
         sock = ends.bound_socket()
         local: Any = sock
         if what == "descriptor":
-            local = sock.fileno()
+            local = sock.detach()
         elif what == "trio":
             local = trio.socket.from_stdlib_socket(sock)
-        if what == "descriptor":
-            sock.detach()
         async with relays.running([target], local) as relay:
             await relays.Stage(relay, [client]).send(0, b"x")
             assert await relays.payloads(target, 1) == [b"x"]

@@ -51,7 +51,7 @@ class Received(NamedTuple):
     served: int
     """How many of the links that were given were read: the others have not had their turn."""
     error: int
-    """What the last of these met instead, 0 for nothing."""
+    """What the last of these met, behind what it gave or instead; 0 for nothing."""
 
 
 class Sent(NamedTuple):
@@ -71,13 +71,18 @@ class Fan:
     Args:
       front: the one.
       memory: what is received into.
+      gro: whether the many are to receive trains.
       gso: whether the kernel is to segment trains that leave by the many, if it can.
+
+    Attributes:
+      gso: whether it does. Where it shows that it cannot, whoever sees that says so here.
     """
 
-    def __init__(self, front: SocketIO, memory: Memory, *, gso: bool) -> None:
+    def __init__(self, front: SocketIO, memory: Memory, *, gro: bool, gso: bool) -> None:
         self._front = front
         self._memory = memory
-        self._gso = gso
+        self._gro = gro
+        self.gso = gso
 
     def prepare(self, link: Link, way: Way | None) -> None:
         """Make a link ready, and say how what comes by it leaves by the one socket.
@@ -85,9 +90,10 @@ class Fan:
         Raises:
           OSError, ValueError: the socket is not fit.
         """
-        link.io.enable_gro()
-        link.io.prepare_for_sending(gso=self._gso)
-        self._gso = link.io.gso  # one speaks for all: they are made alike
+        if self._gro:
+            link.io.enable_gro()
+        link.io.prepare_for_sending(gso=self.gso)
+        self.gso = link.io.gso  # one speaks for all: they are made alike
         self._tell(link, way)
 
     def _tell(self, link: Link, way: Way | None) -> None:
@@ -104,10 +110,15 @@ class Fan:
             except OSError as failure:
                 error = failure.errno or 0
                 break
+            if messages is None:
+                continue
             _, host, interface = link.control or (None, None, None)
-            for train in messages.trains() if messages is not None else ():
+            for train in messages.trains():
                 size = train.segment_size
                 trains.append(make_train(train.data, size, link.name, None, host, interface))
+            if messages.losses is not None and messages.losses.error is not None:
+                error = messages.losses.error.errno or 0  # it came behind them
+                break
         return Received(TrainMessages.of_trains(tuple(trains)), served, error)
 
     def send(self, links: Sequence[Link], batches: list[Messages], budget: int) -> Sent:
@@ -115,6 +126,7 @@ class Fan:
         calls = sent = datagrams = nbytes = 0
         rest = []
         for place, (link, messages) in enumerate(zip(links, batches)):
+            link.io.gso = self.gso
             outgoing = link.io.outgoing(messages, None)
             error = link.io.send(outgoing, budget) if outgoing.more else 0
             if error or outgoing.more:

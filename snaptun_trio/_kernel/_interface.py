@@ -89,9 +89,9 @@ class SocketIO(ABC):
         """Memory for a pool: buffers of so many bytes, so many slabs of them kept."""
 
     @staticmethod
-    def fan(front: SocketIO, memory: Any, *, gso: bool) -> Fan:  # noqa: ANN401
+    def fan(front: SocketIO, memory: Any, *, gro: bool, gso: bool) -> Fan:  # noqa: ANN401
         """See `Fan`."""
-        return Fan(front, memory, gso=gso)
+        return Fan(front, memory, gro=gro, gso=gso)
 
     @abstractmethod
     def receive(self, memory: Any, offered: int, slots: int) -> Messages | None:  # noqa: ANN401

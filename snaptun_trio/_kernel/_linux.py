@@ -35,6 +35,9 @@ def _make_trains(rows: _rows.Rows, first: int, stop: int) -> tuple[PacketTrain, 
 
 _rows.use(_sockaddr.decode, _make_trains)
 
+# More sockets than that are not read by one call of `receive_each`.
+_READ_AT_ONCE = 256
+
 
 class LinuxIO(SocketIO):
     """Moves a batch with one system call."""
@@ -46,8 +49,8 @@ class LinuxIO(SocketIO):
         return _rows.Pool(buffer_size, capacity)
 
     @staticmethod
-    def fan(front: SocketIO, memory: _rows.Pool, *, gso: bool) -> LinuxFan:
-        return LinuxFan(front, memory, gso=gso)
+    def fan(front: SocketIO, memory: _rows.Pool, *, gro: bool, gso: bool) -> LinuxFan:
+        return LinuxFan(front, memory, gro=gro, gso=gso)
 
     def receive(self, memory: _rows.Pool, offered: int, slots: int) -> Messages | None:
         rows = memory.receive(self.sock.fileno(), offered, slots)
@@ -152,6 +155,7 @@ class LinuxFan(Fan):
         link.control = None if way is None else self._front.control(link.name, *way)
 
     def receive(self, links: Sequence[Link]) -> Received:
+        links = links[:_READ_AT_ONCE]
         rows = self._memory.receive_each(
             [link.handle for link in links],
             [link.name for link in links],
@@ -164,6 +168,6 @@ class LinuxFan(Fan):
         if len(rows) < len(batches):  # they came in cut
             return super().send(links, batches, budget)
         handles = [link.handle for link in links]
-        segments = MAX_SEGMENTS if self._gso else 0
+        segments = MAX_SEGMENTS if self.gso else 0
         sent = _rows.send_each(rows, handles, budget, segments, self._family)
         return Sent(*sent[:4], [*sent[4]])

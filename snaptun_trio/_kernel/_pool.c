@@ -332,7 +332,8 @@ static PyObject *pool_receive_each(Pool *pool, PyObject *const *args, Py_ssize_t
     Py_XDECREF(names);
     Py_XDECREF(controls);
     for (int i = 0; extra && i < asked; i++) {
-        fds[i] = (int)PyLong_AsLong(PyList_GetItem(args[0], i));
+        PyObject *number = PyList_GetItem(args[0], i); /* NULL where one before it took it out */
+        fds[i] = number ? (int)PyLong_AsLong(number) : -1;
         if (PyErr_Occurred() ||
             row_bytes(PyList_GetItem(names, i), &heads[i].name, &heads[i].name_length,
                       NAME_SIZE) < 0 ||

@@ -336,14 +336,16 @@ PyObject *send_each(PyObject *module, PyObject *const *args, Py_ssize_t count) {
     PyObject *rest = PyList_New(0);
     long long calls = 0, messages = 0, datagrams = 0, nbytes = 0;
     for (Py_ssize_t i = 0; rest && i < PyList_Size(args[0]); i++) {
+        /* First: a number that is made on demand could take the rows out of their list. */
+        PyObject *number = PyList_GetItem(args[1], i);
+        long fd = number ? PyLong_AsLong(number) : -1;
+        if (PyErr_Occurred())
+            goto failed;
         PyObject *rows = PyList_GetItem(args[0], i);
         if (!rows || Py_TYPE(rows) != state->rows_type) {
             PyErr_Format(PyExc_TypeError, "send_each takes rows");
             goto failed;
         }
-        long fd = PyLong_AsLong(PyList_GetItem(args[1], i));
-        if (PyErr_Occurred())
-            goto failed;
         Outgoing *sending = outgoing_new(state, (Rows *)Py_NewRef(rows), Py_None, (int)family);
         if (!sending)
             goto failed;
