@@ -17,7 +17,7 @@ from ._kernel._sockets import (
     check_socket,
     close_socket,
     descriptor_limit,
-    open_socket,
+    open_connected,
 )
 from ._relay_account import FlowAccount, SessionCounts, told
 from ._relay_front import RelayFront
@@ -266,8 +266,7 @@ class UdpRelay:
             tried: OSError | None = None
             for address in await resolve("targets", target):
                 try:
-                    local = ("::" if ":" in address[0] else "0.0.0.0", 0)
-                    open_socket(local, address, self._options).close()
+                    open_connected(address, self._options).close()
                 except OSError as error:
                     tried = error
                 else:

@@ -13,7 +13,7 @@ import trio
 
 from ._kernel import socket_io
 from ._kernel._fan import Link
-from ._kernel._sockets import close_socket, open_socket
+from ._kernel._sockets import open_connected
 from ._messages import PER_TRAIN_ADDRESS
 from ._send_queue import PendingSend, Submission
 from ._sender import UdpBatchSender
@@ -50,14 +50,14 @@ class Upstream(Link):
     def __init__(
         self, target: Address, client: Address, way: Way | None, options: SocketOptions, fan: Fan
     ) -> None:
-        sock = open_socket(("::" if ":" in target[0] else "0.0.0.0", 0), target, options)
+        sock = open_connected(target, options)
         try:
             super().__init__(socket_io(sock), client)
             self.target = target
             self.sender: UdpBatchSender | None = None
             fan.prepare(self, way)
         except BaseException:
-            close_socket(sock)
+            sock.close()
             raise
 
     def send_rest(self, rest: Outgoing, refused: int, fan: Fan, account: FlowAccount) -> None:
@@ -76,7 +76,7 @@ class Upstream(Link):
         """Close the socket. What it has received and nobody has read is lost."""
         if self.sender is not None:
             self.sender.close()
-        close_socket(self.io.sock)
+        self.io.sock.close()
 
 
 def send_each(

@@ -94,7 +94,7 @@ def no_way(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError(errno.ENETUNREACH, "no way")
 
-    monkeypatch.setattr("snaptun_trio._relay.open_socket", refuse)
+    monkeypatch.setattr("snaptun_trio._relay.open_connected", refuse)
 
 
 def no_fan(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from snaptun_trio import Address
     from snaptun_trio._kernel._fan import Fan, Link
+    from snaptun_trio._kernel._sockets import SocketOptions
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -296,16 +297,16 @@ def refuse(
     monkeypatch: pytest.MonkeyPatch, verdict: Callable[[Address], int], begun: list[bool]
 ) -> list[Address]:
     """Let sockets to some targets fail, once it has begun. Returns whom it failed for."""
-    real = _sockets.open_socket
+    real = _sockets.open_connected
     failed: list[Address] = []
 
-    def open_socket(local: Address, to: Address, options: object) -> trio.socket.SocketType:
+    def open_connected(to: Address, options: SocketOptions) -> socket.socket:
         if begun and (code := verdict(to)):
             failed.append(to)
             raise OSError(code, "refused")
-        return real(local, to, options)  # type: ignore[arg-type]
+        return real(to, options)
 
-    monkeypatch.setattr("snaptun_trio._upstream.open_socket", open_socket)
+    monkeypatch.setattr("snaptun_trio._upstream.open_connected", open_connected)
     return failed
 
 

@@ -87,6 +87,30 @@ def open_socket(
         raise
 
 
+def open_connected(remote: Address, options: SocketOptions) -> socket.socket:
+    """A UDP socket that is connected to a numeric address, from whatever address of ours.
+
+    It is none of trio's, for whoever opens thousands and waits for them in another way: to open and
+    to close it takes a fourth of the time. Nothing is left open where it fails.
+
+    Raises:
+      OSError: the system refuses.
+      TypeError, ValueError: the address is not numeric.
+    """
+    sock = socket.socket(_sockaddr.family_of(remote), socket.SOCK_DGRAM)
+    try:
+        sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, options.receive_buffer)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, options.send_buffer)
+        if options.fragment:
+            _allow_fragments(sock)
+        sock.connect(remote)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
 def adopt_socket(
     fd: int, remotes: Sequence[Address], options: SocketOptions
 ) -> trio.socket.SocketType:
