@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from snaptun_trio import Address
     from snaptun_trio._kernel._interface import SocketIO
+    from snaptun_trio._kernel._pieces import IncomingMessage
     from snaptun_trio._messages import Messages
 
 pytestmark = pytest.mark.usefixtures("linux_backend")
@@ -136,6 +137,31 @@ def test_an_error_about_earlier_datagrams_is_told_and_hides_nothing(behind: int)
         assert told[0][1] == LINKS * 100 * behind
 
 
+def test_an_error_that_comes_behind_datagrams_is_told_with_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With the portable fan both come of one call; the kernel keeps it for the next, with ours."""
+    with both() as (_, side):
+        side.feed([(n, 3, 100) for n in range(LINKS)])
+        real = _portable._receive_message
+        calls: list[int] = []
+
+        def receive(plain: socket.socket, buffer: memoryview) -> IncomingMessage:
+            calls.append(plain.fileno())
+            if calls.count(side.links[1].io.sock.fileno()) == 2:
+                raise ConnectionRefusedError(errno.ECONNREFUSED, "refused")
+            return real(plain, buffer)
+
+        monkeypatch.setattr(_portable, "_receive_message", receive)
+        messages, served, error = side.fan.receive(side.links)
+        assert served == 2
+        assert error == errno.ECONNREFUSED
+        by_link = {address: of.datagrams for address, of in messages.by_address().items()}
+        monkeypatch.undo()
+        rest = side.fan.receive(side.links)
+        assert sum(by_link.values()) + rest.messages.datagrams == LINKS * 3
+
+
 @pytest.mark.parametrize("at", range(LINKS))
 def test_a_socket_that_is_closed_is_an_error_of_its_own(at: int) -> None:
     with both() as sides:
@@ -193,11 +219,12 @@ def test_both_send_the_same(
             links = side.links[: len(batches)]
             sent = side.fan.send(links, batches, budget)
             assert all(code == 0 for _, code, _ in sent.rest)
-            datagrams, nbytes = sent.datagrams, sent.nbytes
+            datagrams, nbytes, made_of = sent.datagrams, sent.nbytes, sent.messages
             for place, _, outgoing in sent.rest:
                 assert finish(links[place], outgoing) == 0
                 datagrams += outgoing.datagrams
                 nbytes += outgoing.nbytes
+                made_of += outgoing.messages
             assert datagrams == sum(batch.datagrams for batch in batches)
             assert nbytes == sum(batch.nbytes for batch in batches)
             assert sent.calls + len(sent.rest) == len(batches)
@@ -205,8 +232,32 @@ def test_both_send_the_same(
                 ends.read_plainly(peer, batch.datagrams) for peer, batch in zip(side.peers, batches)
             ]
             assert got == [[packet for packet, _ in batch.packets()] for batch in batches]
-            told.append((datagrams, nbytes, got))
+            told.append((datagrams, nbytes, made_of, got))
         assert told[0] == told[1]
+
+
+def test_a_batch_of_nothing_is_nothing_to_send() -> None:
+    with both() as sides:
+        for side in sides:
+            nothing = TrainMessages.of_trains(())
+            something = batch_for(side, (3, 10), True)
+            sent = side.fan.send(side.links[:3], [nothing, something, nothing], 1024)
+            assert (sent.datagrams, sent.nbytes, sent.rest) == (3, 30, [])
+            assert ends.read_plainly(side.peers[1], 3) == ends.numbered(3, 10)
+
+
+@pytest.mark.needs_gso
+def test_one_link_that_does_not_segment_speaks_for_all() -> None:
+    with both() as sides:
+        for side in sides:
+            assert side.fan.gso
+            sock = side.links[0].io.sock
+            sock.setsockopt(0, 10, 5)  # IP_MTU_DISCOVER, IP_PMTUDISC_OMIT: its owner's fragments
+            side.fan.prepare(side.links[0], None)
+            assert not side.fan.gso
+            batches = [batch_for(side, (5, 100), False) for _ in range(LINKS)]
+            sent = side.fan.send(side.links, batches, 1024)
+            assert (sent.messages, sent.datagrams) == (5 * LINKS, 5 * LINKS)
 
 
 @pytest.mark.parametrize("code", [errno.EAGAIN, errno.EPERM, errno.EIO, errno.EINVAL])

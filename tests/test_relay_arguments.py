@@ -45,6 +45,7 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"idle_timeout": 0}, ValueError, "idle_timeout"),
     ({"idle_timeout": math.nan}, ValueError, "idle_timeout"),
     ({"idle_timeout": None}, TypeError, "idle_timeout"),
+    ({"idle_timeout": True}, TypeError, "idle_timeout"),
     ({"grace": -1}, ValueError, "grace"),
     ({"grace": math.nan}, ValueError, "grace"),
     ({"grace": "1"}, TypeError, "grace"),
@@ -119,6 +120,24 @@ def test_the_limit_of_descriptors_is_the_systems(monkeypatch: pytest.MonkeyPatch
     told = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
     assert _sockets.descriptor_limit() is None
     assert asked == [resource.RLIMIT_NOFILE] * 2
+
+
+@pytest.mark.parametrize(
+    "fine",
+    [
+        {"local": None},
+        {"local": 0},
+        {"local": (None, 0)},
+        {"local": ("name.invalid", 53)},
+        {"idle_timeout": 0.01},
+        {"idle_timeout": math.inf},
+        {"grace": 0},
+        {"grace": math.inf},
+        {"max_sessions": 2**31},
+    ],
+)
+def test_what_is_unusual_is_not_wrong(fine: dict[str, Any]) -> None:
+    UdpRelay(**{"local": HERE, "targets": THERE, **fine})
 
 
 @pytest.mark.parametrize("targets", [THERE, iter(THERE), dict.fromkeys(THERE)])
