@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, final
 
 import trio
@@ -25,6 +24,7 @@ from ._sockets import (
     DEFAULT_BUFFER,
     check_where,
     checked_options,
+    checked_targets,
     open_udp_socket,
     refuse_options,
     resolve,
@@ -33,7 +33,7 @@ from ._train import check_flags, check_int
 
 if TYPE_CHECKING:
     import socket as stdlib_socket
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from ._kernel._interface import Socket
     from ._relay_statistics import RelayStatistics
@@ -134,7 +134,7 @@ class UdpRelay:
             wanted = "a socket, an address (host, port) or a descriptor"
             self._given = check_socket(local, wanted)
             refuse_options(reuse_port=(reuse_port, False))
-        self._asked = _checked(targets)
+        self._asked = checked_targets(targets)
         self._duplicate = duplicate
         self._max_sessions = max_sessions
         self._idle_timeout = idle_timeout
@@ -232,7 +232,7 @@ class UdpRelay:
           RuntimeError: it has not begun, or has ended.
           TypeError, ValueError: an address is none, or there is no target.
         """
-        asked = _checked(targets)
+        asked = checked_targets(targets)
         found = await self._resolved(asked)
         if self._front is None or self._end.is_set():
             raise RuntimeError("the relay does not run")
@@ -312,17 +312,3 @@ class UdpRelay:
     def _came(self) -> int:
         counted = self.statistics()
         return counted.to_targets.datagrams_in + counted.to_clients.datagrams_in
-
-
-def _checked(targets: Iterable[Address]) -> tuple[Address, ...]:
-    one = isinstance(targets, tuple) and targets and isinstance(targets[0], str)
-    if one or isinstance(targets, str) or not isinstance(targets, Iterable):
-        raise TypeError(f"targets is an iterable of (host, port), not {brief(targets)}")
-    found = tuple(targets)
-    if not found:
-        raise ValueError("a relay needs at least one target")
-    for target in found:
-        if target is None:
-            raise TypeError("a target is (host, port), not None")
-        check_where("target", target)
-    return found

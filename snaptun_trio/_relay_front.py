@@ -28,14 +28,13 @@ if TYPE_CHECKING:
     from ._relay_account import FlowAccount
     from ._train import Address
 
-# Datagrams that the queue for clients holds, more or less what one call takes in.
-_QUEUE = 1024
 # So many times in a row sockets were called ready and nothing was there, before we pause. What does
 # so for ever is a broken socket; a datagram with a bad checksum does so once.
 _PATIENCE = 16
 _PAUSE = 0.001  # seconds
-# After so many datagrams other tasks have their turn.
+# After so many datagrams other tasks have their turn. To begin a session counts for several.
 _A_TURN = 128
+_A_SESSION = 4
 # How often it is looked whether somebody closed the clients' socket, in seconds.
 _LOOK_INTERVAL = 1.0
 # So many receive calls at most, at the end, for what still waits in the kernel.
@@ -72,7 +71,7 @@ class RelayFront:
         knows_ways = is_wildcard(sock) and not duplicate
         pool = PacketBufPool()
         self.receiver = UdpBatchReceiver(sock, pool, packet_info=knows_ways)
-        self.sender = UdpBatchSender(sock, batch_size=_QUEUE)
+        self.sender = UdpBatchSender(sock)
         io = self.sender._io
         offloads = {"gro": not switched_off("GRO"), "gso": not switched_off("GSO")}
         fan = io.fan(io, pool._memory(io), **offloads)
@@ -131,6 +130,7 @@ class RelayFront:
                 asked = None in ready
                 if asked:
                     ready.remove(None)
+                begun = self.forwarding.counts.created
                 # Answers first: to make room for a new client a session may end.
                 found = self.forwarding.answer(ready)
                 if asked:
@@ -142,7 +142,7 @@ class RelayFront:
                 if not found:
                     break
                 in_vain = 0
-                moved += found
+                moved += found + _A_SESSION * (self.forwarding.counts.created - begun)
 
     async def notice_closing(self) -> None:
         """Raise when somebody else has closed the clients' socket, of which nothing else tells.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, TypeAlias
 
 import trio
@@ -157,6 +158,25 @@ def check_where(name: str, where: object) -> None:
         raise ValueError(f"{name}={brief(where)}: the host is empty; None is every address")
     if name != "local" and not where[1]:
         raise ValueError(f"{name}={brief(where)}: nothing can be sent to port 0")
+
+
+def checked_targets(targets: Iterable[Address]) -> tuple[Address, ...]:
+    """The targets of a relay, each of which looks like an address.
+
+    Raises:
+      TypeError, ValueError: one does not, or there is none.
+    """
+    one = isinstance(targets, tuple) and targets and isinstance(targets[0], str)
+    if one or isinstance(targets, str) or not isinstance(targets, Iterable):
+        raise TypeError(f"targets is an iterable of (host, port), not {brief(targets)}")
+    found = tuple(targets)
+    if not found:
+        raise ValueError("a relay needs at least one target")
+    for target in found:
+        if target is None:
+            raise TypeError("a target is (host, port), not None")
+        check_where("target", target)
+    return found
 
 
 async def resolve(name: str, where: tuple[object, ...]) -> list[Address]:

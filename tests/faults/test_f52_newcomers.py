@@ -222,7 +222,6 @@ async def test_f52_without_ports_those_that_are_there_go_on() -> None:
 async def is_there(client: Client, relay: UdpRelay) -> bool:
     """Whether it has a session."""
     await trio.lowlevel.checkpoint()
-    forwarding = relay._forwarding
-    assert forwarding is not None
     address = ends.address_of(client.sock)
-    return any(upstream.address == address for upstream in forwarding.upstreams())
+    upstreams = relays.forwarding_of(relay).upstreams()
+    return any(upstream.address == address for upstream in upstreams)
