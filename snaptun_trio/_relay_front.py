@@ -32,9 +32,8 @@ if TYPE_CHECKING:
 # so for ever is a broken socket; a datagram with a bad checksum does so once.
 _PATIENCE = 16
 _PAUSE = 0.001  # seconds
-# After so many datagrams other tasks have their turn. To begin a session counts for several.
+# After so many datagrams other tasks have their turn.
 _A_TURN = 128
-_A_SESSION = 4
 # How often it is looked whether somebody closed the clients' socket, in seconds.
 _LOOK_INTERVAL = 1.0
 # So many receive calls at most, at the end, for what still waits in the kernel.
@@ -139,10 +138,11 @@ class RelayFront:
                         found += len(batch)
                         await self.forwarding.forward(batch)
                         del batch  # or it would keep its slab while more is waited for
-                if not found:
+                if found:
+                    in_vain = 0
+                moved += found
+                if not found or self.forwarding.counts.created > begun:  # which takes its time
                     break
-                in_vain = 0
-                moved += found + _A_SESSION * (self.forwarding.counts.created - begun)
 
     async def notice_closing(self) -> None:
         """Raise when somebody else has closed the clients' socket, of which nothing else tells.
