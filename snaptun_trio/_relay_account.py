@@ -44,11 +44,6 @@ class FlowAccount:
         self._receive_calls = self._trains_in = self._datagrams_in = self._bytes_in = 0
         self._send_calls = self._trains_out = self._datagrams_out = self._bytes_out = 0
 
-    @property
-    def datagrams_in(self) -> int:
-        """What came in so far."""
-        return self._datagrams_in
-
     def received(self, calls: int, messages: Messages) -> None:
         """Something came in, and is handed out now."""
         self._receive_calls += calls

@@ -15,6 +15,7 @@ from snaptun_trio import UdpBatchSender
 from snaptun_trio._kernel import _sockaddr, choose_backend
 
 from . import ends, groups, system_calls
+from .recorder import Recorder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -320,6 +321,20 @@ def test_it_is_segmented_as_far_as_it_is_told(rows: Compiled, udp: ends.MakeSock
         told = rows.send_each([batch], [out.fileno()], 100, segments, 2)
         assert told == (1, messages, 10, 1000, [])
         assert ends.read_plainly(peer, 10) == packets
+
+
+@pytest.mark.parametrize(("family", "most"), [(socket.AF_INET, 5), (socket.AF_INET6, 4)])
+def test_a_train_is_cut_at_the_limit_of_the_family(
+    rows: Compiled, monkeypatch: pytest.MonkeyPatch, family: int, most: int
+) -> None:
+    """Five of these are 65 480 bytes: an IPv4 train, and too much for an IPv6 one."""
+    recorder = Recorder(monkeypatch)
+    recorder.pretend = True
+    packets = ends.numbered(20, 13_096)
+    batch = rows.rows([b"".join(packets)], [13_096], [None], None, [None])
+    assert rows.send_each([batch], [1], 1000, 64, int(family))[2:] == (20, 20 * 13_096, [])
+    assert {len(message.datagrams()) for message in recorder.messages} == {most}
+    assert [packet for one in recorder.messages for packet in one.datagrams()] == packets
 
 
 def test_send_each_refuses_what_it_cannot_use(rows: Compiled, udp: ends.MakeSocket) -> None:

@@ -65,6 +65,22 @@ async def test_each_client_has_a_session_of_its_own(udp: ends.MakeSocket) -> Non
     assert relays.laws(relay).sessions_closed == 5
 
 
+async def test_calls_and_trains_are_counted_both_ways(udp: ends.MakeSocket) -> None:
+    target, clients = udp(), [udp(), udp()]
+    async with relays.running([target]) as relay:
+        stage = relays.Stage(relay, clients)
+        for number in range(2):
+            await stage.send(number, b"%d" % number)
+        for number, (_, address) in enumerate(await relays.receive(target, 2)):
+            target.sendto(b"answer", address)
+            assert await relays.payloads(clients[number], 1) == [b"answer"]
+        told = relays.laws(relay)
+        for flow in (told.to_targets, told.to_clients):
+            assert (flow.receive_calls, flow.trains_in) == (2, 2)
+            assert (flow.send_calls, flow.trains_out) == (2, 2)
+            assert (flow.datagrams_in, flow.datagrams_out) == (2, 2)
+
+
 @pytest.mark.needs_gso
 @pytest.mark.needs_gro
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])

@@ -74,6 +74,26 @@ async def test_without_a_socket_newcomers_are_shed_for_that_reason_for_a_while(
     assert "no session could be opened" in caplog.text
 
 
+async def test_a_socket_that_cannot_be_waited_for_is_closed_again(
+    udp: ends.MakeSocket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, client = udp(), udp()
+    async with relays.running([target]) as relay:
+        forwarding = relay._forwarding
+        assert forwarding is not None
+
+        def add(*_: object) -> None:
+            raise OSError(errno.ENOSPC, "no room")
+
+        with relays.same_descriptors():
+            with monkeypatch.context() as patch:
+                patch.setattr(forwarding._poller, "add", add)
+                await relays.Stage(relay, [client]).send(0, b"x")
+            told = relays.laws(relay)
+        assert (told.sessions, told.sessions_created) == (0, 0)
+        assert told.to_targets.dropped == {"no socket": 1}
+
+
 def refuse(
     monkeypatch: pytest.MonkeyPatch, verdict: Callable[[Address], int], begun: list[bool]
 ) -> list[Address]:

@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from snaptun_trio import UdpRelay
+from snaptun_trio import UdpRelay, _relay_sessions
 from snaptun_trio._kernel._fan import Received
 from snaptun_trio._messages import TrainMessages
 from snaptun_trio._relay_sessions import RelaySession, RelaySessions
@@ -104,6 +104,17 @@ async def test_an_answer_that_came_before_a_session_ends_is_sent(
         assert await relays.payloads(client, 1) == [b"the last answer"]
 
 
+async def test_a_session_ends_within_a_second_of_its_time(
+    udp: ends.MakeSocket, mock_clock: trio.testing.MockClock
+) -> None:
+    target, client = udp(), udp()
+    async with relays.running([target], idle_timeout=6400.0) as relay:
+        await relays.Stage(relay, [client]).send(0, b"x")
+        await trio.testing.wait_all_tasks_blocked()
+        mock_clock.jump(6401.1)
+        await relays.until(relay, lambda seen: seen.sessions_expired == 1)
+
+
 async def test_never_is_never(udp: ends.MakeSocket, mock_clock: trio.testing.MockClock) -> None:
     target, client = udp(), udp()
     async with relays.running([target], idle_timeout=float("inf")) as relay:
@@ -141,6 +152,10 @@ async def test_for_a_newcomer_goes_who_sent_once_and_was_silent_for_longest(
         assert await relays.payloads(clients[2], 1) == [b"answer"]
         await stage.send(4, b"x")
         assert there() == {0, 2, 4}
+        mock_clock.jump(2.0)
+        target.sendto(b"answer", address)
+        assert await relays.payloads(clients[2], 1) == [b"answer"]
+        assert {session_of(relay, clients[n]).established for n in (2, 4)} == {False}
         await stage.send(2, b"y")
         await stage.send(4, b"y")
         await stage.send(5, b"x", b"shed", b"all three")
@@ -236,6 +251,52 @@ async def test_a_session_whose_socket_fails_ends_alone(
         assert await relays.payloads(clients[1], 1) == [b"for 1"]
         await stage.send(0, b"a new one")
         assert relays.laws(relay).sessions_created == 3
+        relays.waiting(target)
+        fail_next(monkeypatch, forwarding(relay)._fan, errno.EIO)
+        target.sendto(b"x", came[b"1"])
+        await relays.until(relay, lambda seen: seen.sessions_failed == 2)
+
+
+# -- turns
+
+
+async def test_answers_wait_for_no_time_to_go_by(
+    udp: ends.MakeSocket, mock_clock: trio.testing.MockClock
+) -> None:
+    target, client = udp(), udp()
+    async with relays.running([target]) as relay:
+        await relays.Stage(relay, [client]).send(0, b"x")
+        ((_, address),) = await relays.receive(target, 1)
+        for number in range(3 * _relay_sessions._PATIENCE):
+            target.sendto(b"%d" % number, address)
+            await trio.lowlevel.wait_readable(client)
+            assert [packet for packet, _ in relays.waiting(client)] == [b"%d" % number]
+
+
+async def test_sockets_that_are_called_ready_and_have_nothing_make_no_spin(
+    udp: ends.MakeSocket, monkeypatch: pytest.MonkeyPatch, mock_clock: trio.testing.MockClock
+) -> None:
+    target, client = udp(), udp()
+    async with relays.running([target]) as relay:
+        await relays.Stage(relay, [client]).send(0, b"x")
+        ((_, address),) = await relays.receive(target, 1)
+        reads: list[int] = []
+
+        def receive(links: Sequence[Link]) -> Received:
+            reads.append(len(links))
+            return Received(TrainMessages.of_trains(()), len(links), 0)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(forwarding(relay)._fan, "receive", receive)
+            target.sendto(b"y", address)
+            await trio.testing.wait_all_tasks_blocked()  # in a spin it would never be
+            assert len(reads) == _relay_sessions._PATIENCE
+        mock_clock.jump(1.0)
+        assert await relays.payloads(client, 1) == [b"y"]
+        for number in range(_relay_sessions._PATIENCE // 2):
+            target.sendto(b"%d" % number, address)
+            await trio.lowlevel.wait_readable(client)
+            relays.waiting(client)
 
 
 # -- other targets
