@@ -79,8 +79,7 @@ async def test_a_socket_that_cannot_be_waited_for_is_closed_again(
 ) -> None:
     target, client = udp(), udp()
     async with relays.running([target]) as relay:
-        forwarding = relay._forwarding
-        assert forwarding is not None
+        forwarding = relays.forwarding_of(relay)
 
         def add(*_: object) -> None:
             raise OSError(errno.ENOSPC, "no room")

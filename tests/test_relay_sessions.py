@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from snaptun_trio import UdpRelay, _relay_sessions
+from snaptun_trio import UdpRelay, _relay_front
 from snaptun_trio._kernel._fan import Received
 from snaptun_trio._messages import TrainMessages
 from snaptun_trio._relay_sessions import RelaySession, RelaySessions
@@ -267,7 +267,7 @@ async def test_answers_wait_for_no_time_to_go_by(
     async with relays.running([target]) as relay:
         await relays.Stage(relay, [client]).send(0, b"x")
         ((_, address),) = await relays.receive(target, 1)
-        for number in range(3 * _relay_sessions._PATIENCE):
+        for number in range(3 * _relay_front._PATIENCE):
             target.sendto(b"%d" % number, address)
             await trio.lowlevel.wait_readable(client)
             assert [packet for packet, _ in relays.waiting(client)] == [b"%d" % number]
@@ -290,10 +290,10 @@ async def test_sockets_that_are_called_ready_and_have_nothing_make_no_spin(
             patch.setattr(forwarding(relay)._fan, "receive", receive)
             target.sendto(b"y", address)
             await trio.testing.wait_all_tasks_blocked()  # in a spin it would never be
-            assert len(reads) == _relay_sessions._PATIENCE
+            assert len(reads) == _relay_front._PATIENCE
         mock_clock.jump(1.0)
         assert await relays.payloads(client, 1) == [b"y"]
-        for number in range(_relay_sessions._PATIENCE // 2):
+        for number in range(_relay_front._PATIENCE // 2):
             target.sendto(b"%d" % number, address)
             await trio.lowlevel.wait_readable(client)
             relays.waiting(client)
