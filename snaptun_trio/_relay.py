@@ -169,7 +169,7 @@ class UdpRelay:
         return self._targets
 
     @trio.lowlevel.enable_ki_protection
-    async def run(
+    async def run(  # noqa: ASYNC910  # it waits until it is stopped
         self, *, task_status: trio.TaskStatus[UdpRelay] = trio.TASK_STATUS_IGNORED
     ) -> None:
         """Relay, until it is stopped or cancelled. Once only.
@@ -274,7 +274,7 @@ class UdpRelay:
                     break
             else:
                 raise tried or OSError(f"no address is known of {target}")
-        return tuple(found)
+        return tuple(found)  # noqa: ASYNC910  # there is one, and to resolve it was a checkpoint
 
     async def _run(self, sock: Socket, task_status: trio.TaskStatus[UdpRelay]) -> None:
         self._front = front = RelayFront(
@@ -302,8 +302,8 @@ class UdpRelay:
             with trio.CancelScope(shield=True):
                 await front.finish()
 
-    async def _until_quiet(self) -> None:
-        with trio.move_on_after(self._grace):
+    async def _until_quiet(self) -> None:  # noqa: ASYNC910  # it was one to be stopped
+        with trio.move_on_after(self._grace):  # noqa: ASYNC912
             before = -1
             while (now := self._came()) != before:
                 before = now

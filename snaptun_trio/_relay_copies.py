@@ -72,7 +72,7 @@ class RelayCopies:
         """What the kernel dropped of what targets sent back."""
         return self._dropped_before + sum([one.io.drops() or 0 for one in self.upstreams()])
 
-    async def forward(self, batch: PacketBatch[Address]) -> None:
+    async def forward(self, batch: PacketBatch[Address]) -> None:  # noqa: ASYNC910
         """Send what clients sent to every target."""
         account, upstreams = self._to_targets, list(self._upstreams.values())
         messages = messages_of(batch)[0]
