@@ -215,7 +215,7 @@ def test_json_is_all_there_is_on_standard_output() -> None:
 )
 def test_no_process_is_left_behind(ending: signal.Signals, code: int, command: str) -> None:
     # SIGINT gets its usual meaning back, in case this test runs with it ignored. And the process
-    # says when a path is about to be used: its three processes are there then.
+    # says when a path is about to be used: its forwarder is there then.
     wrapper = f"""
 import signal, sys
 from snaptun_trio._cli import _main, _path
@@ -239,7 +239,7 @@ sys.exit(_main.main({command.split()!r}))
             assert process.stderr is not None
             assert process.stderr.readline() == "sending\n"
             children = children_of(process.pid)
-            assert len(children) >= 3
+            assert children
             process.send_signal(ending)
             # The children share this pipe, so its end is the end of the last of them.
             rest = process.stderr.read()

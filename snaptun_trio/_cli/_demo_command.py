@@ -39,10 +39,11 @@ def add_parser(commands: Commands) -> None:
         "demo",
         run,
         "forward datagrams with the pump and with trio.socket, and compare",
-        "A sender, a forwarder and a sink, each in a process of its own, over real sockets on the "
-        "loopback interface: once with snaptun_trio's pump as the forwarder, once with a plain "
-        "trio.socket loop. Every datagram is numbered and checksummed, and each one must have been "
-        "delivered or be counted as dropped by the kernel; otherwise the exit code is 1.",
+        "Sends datagrams over real sockets on the loopback interface to a forwarder in a process "
+        "of its own, and takes in what comes back: once with snaptun_trio's pump as the forwarder, "
+        "once with a plain trio.socket loop. Every datagram is numbered and checksummed, and each "
+        "one must have been delivered or be counted as dropped by the kernel; otherwise the exit "
+        "code is 1.",
         "--seconds 10 --size 1400",
     )
     amount = parser.add_mutually_exclusive_group()
@@ -61,11 +62,9 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         settings = {**attrs.asdict(shape), "datagrams": options.datagrams}
         settings["seconds"] = None if options.datagrams else options.seconds
-        names = ("sent", "delivered", "dropped", "unaccounted", "problems")
-        legs = [
-            attrs.asdict(result) | {name: getattr(result.ledger, name) for name in names}
-            for result in results
-        ]
+        legs = [attrs.asdict(result) for result in results]
+        for leg in legs:
+            leg |= leg.pop("ledger")
         facts = {"settings": settings, "legs": legs, "adds_up": adds_up}
         _screen.print_json(_screen.machine() | facts)
     else:
@@ -97,7 +96,7 @@ async def run_leg(
     """One forwarder, from start to ledger."""
     warm_up, measured = plan(options.datagrams or ANY_NUMBER, shape.train)
     seconds = FOR_EVER if options.datagrams else options.seconds
-    async with open_path(name, FORWARDERS[name]) as path:
+    async with open_path(name, FORWARDERS[name], checked=True) as path:
         await path.send(shape, datagrams=warm_up)
         return await path.send(shape, progress, datagrams=measured, seconds=seconds)
 
@@ -116,9 +115,7 @@ def show(results: Sequence[Result]) -> None:
             f"{ledger.delivered:,}",
             "not told" if ledger.dropped is None else f"{ledger.dropped:,}",
         )
-    console = _screen.open_console()
-    console.print(table)
-    console.print(*summary(results), sep="\n", soft_wrap=True)
+    _screen.print_table(table, summary(results))
 
 
 def summary(results: Sequence[Result]) -> list[str]:

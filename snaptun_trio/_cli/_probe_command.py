@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from .. import ReceiverStatistics, SenderStatistics
     from ._arguments import Commands
-    from ._talk import Facts
+    from ._child import Facts
 
     Exchanged: TypeAlias = tuple[SenderStatistics, ReceiverStatistics, list[PacketTrain[Any]]]
 
@@ -216,9 +216,7 @@ def run(options: argparse.Namespace) -> int:
         table.add_row(what, said, advice, style="yellow" if advice else "")
     environment = ", ".join(sorted(switches)) or "no SNAPTUN_TRIO_* is set"
     lines = (*_screen.describe(machine), f"Environment: {environment}.")
-    console = _screen.open_console()
-    console.print(table)
-    console.print(*lines, sep="\n", soft_wrap=True)
+    _screen.print_table(table, lines)
     return 0
 
 

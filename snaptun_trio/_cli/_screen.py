@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from .. import __version__, backend, backend_reason
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Generator
+    from collections.abc import Callable, Container, Generator, Sequence
 
     from rich.console import Console
     from rich.table import Table
 
-    from ._talk import Facts
+    from ._child import Facts
 
 Progress: TypeAlias = "Callable[[str, float, str], None]"
 """Called with a name, how much of it is done (0 to 1), and what there is to say."""
@@ -47,6 +47,13 @@ def make_table(*headings: str, left: Container[str] = ("",)) -> Table:
         width = max(map(len, heading.split()), default=None)
         table.add_column(heading, justify=justify, min_width=width, no_wrap=not heading)
     return table
+
+
+def print_table(table: Table, notes: Sequence[str]) -> None:
+    """A table, and what there is to say of it."""
+    console = open_console()
+    console.print(table)
+    console.print(*notes, sep="\n", soft_wrap=True)
 
 
 @contextmanager

@@ -15,14 +15,14 @@ import trio
 
 from .. import open_udp_socket
 from ._arguments import CommandError
-from ._talk import END_WITHIN_SECONDS, open_child
+from ._child import END_WITHIN_SECONDS, open_child
 
 if TYPE_CHECKING:
     from trio.socket import SocketType
 
     from ._arguments import HostPort
+    from ._child import Facts
     from ._relay_totals import RelayTotals
-    from ._talk import Facts
 
 STEADY_AFTER_SECONDS = LONGEST_PAUSE_SECONDS = 10.0
 
