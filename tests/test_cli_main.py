@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.abc
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from snaptun_trio import __main__
 from snaptun_trio._cli import _main
 from snaptun_trio._cli._arguments import CommandError, add_command
 from snaptun_trio._cli._main import main
@@ -110,6 +112,20 @@ def test_ctrl_c_exits_with_130_and_says_nothing(
 ) -> None:
     runs_as(raising(error))
     assert main(["play"]) == 130
+    assert capsys.readouterr() == ("", "")
+
+
+def test_ctrl_c_while_the_commands_are_imported_says_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Impatient(importlib.abc.MetaPathFinder):
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == _main.__name__:
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, _main.__name__)
+    monkeypatch.setattr(sys, "meta_path", [Impatient(), *sys.meta_path])
+    assert __main__.main() == 130
     assert capsys.readouterr() == ("", "")
 
 

@@ -1,7 +1,7 @@
 # A worker of `relay`: a process that relays, and does nothing that could hold up a datagram. What
 # its reports are for, and that there may be other workers, it must not know.
 #
-#     orders in     {"stop": true} is the only one; the end of the input ends the process
+#     orders in     a line, which is to stop; the end of the input ends the process
 #     reports out   what it has counted, at first, every so often, and last; or {"error"}
 
 from __future__ import annotations
