@@ -81,7 +81,7 @@ def test_the_table_has_a_bar_for_each_cost(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    _screen.print_table(_bench_command.table_of(COSTS), [])
+    _screen.report(False, {}, _bench_command.table_of(COSTS), [])
     shown = capsys.readouterr().out
     assert "…" not in shown, "nothing is cut"
     lines = shown.splitlines()

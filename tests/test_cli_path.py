@@ -210,9 +210,9 @@ def test_what_the_table_says(
         progress("first", 1.0, "30 delivered")
     untold = lost_between("another hop", FORWARDER, SINK | {DROPPED: None})[1]
     broken = attrs.evolve(BALANCED, dropped=None, problems=untold)
-    _demo_command.show(
-        [result("first", 0.25), result("short", None, broken), result("second", 20.0)]
-    )
+    results = [result("first", 0.25), result("short", None, broken), result("second", 20.0)]
+    table, notes = _demo_command.table_of(results), _demo_command.summary(results)
+    _screen.report(False, {}, table, notes)
     shown = capsys.readouterr()
     assert "30 delivered" in shown.err
     assert "4,000,000" in shown.out

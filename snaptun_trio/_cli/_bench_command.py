@@ -69,18 +69,12 @@ def run(options: argparse.Namespace) -> int:
     rounds, seconds = (QUICK_ROUNDS, QUICK_SECONDS) if options.quick else (ROUNDS, SECONDS)
     with _screen.open_progress() as progress:
         costs = trio.run(measure, names, rounds, seconds, progress)
-    machine = _screen.machine()
-    notes = [*_screen.describe(machine)]
-    if not installed:
-        notes.append("uvloop is not installed, and so it is not among them.")
+    notes = [] if installed else ["uvloop is not installed, and so it is not among them."]
     if options.plot is not None:
-        options.plot.write_text(draw(costs, notes), encoding="utf-8")
-    if options.json:
-        how = {"rounds": rounds, "seconds": seconds, "uvloop": installed}
-        results = [attrs.asdict(cost) for cost in costs]
-        _screen.print_json({**machine, **how, "results": results})
-    else:
-        _screen.print_table(table_of(costs), notes)
+        options.plot.write_text(draw(costs, [*_screen.describe(), *notes]), encoding="utf-8")
+    results = [attrs.asdict(cost) for cost in costs]
+    facts = {"rounds": rounds, "seconds": seconds, "uvloop": installed, "results": results}
+    _screen.report(options.json, facts, table_of(costs), notes)
     return 0
 
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
+    from rich.table import Table
+
     from ._arguments import Commands
     from ._path import Result
     from ._screen import Progress
@@ -59,16 +61,13 @@ def run(options: argparse.Namespace) -> int:
     with _screen.open_progress() as progress:
         results = [trio.run(run_leg, name, shape, options, progress) for name in LEGS]
     adds_up = not any(result.ledger.problems for result in results)
-    if options.json:
-        settings = {**attrs.asdict(shape), "datagrams": options.datagrams}
-        settings["seconds"] = None if options.datagrams else options.seconds
-        legs = [attrs.asdict(result) for result in results]
-        for leg in legs:
-            leg |= leg.pop("ledger")
-        facts = {"settings": settings, "legs": legs, "adds_up": adds_up}
-        _screen.print_json(_screen.machine() | facts)
-    else:
-        show(results)
+    settings = {**attrs.asdict(shape), "datagrams": options.datagrams}
+    settings["seconds"] = None if options.datagrams else options.seconds
+    legs = [attrs.asdict(result) for result in results]
+    for leg in legs:
+        leg |= leg.pop("ledger")
+    facts = {"settings": settings, "legs": legs, "adds_up": adds_up}
+    _screen.report(options.json, facts, table_of(results), summary(results))
     return 0 if adds_up else 1
 
 
@@ -101,8 +100,8 @@ async def run_leg(
         return await path.send(shape, progress, datagrams=measured, seconds=seconds)
 
 
-def show(results: Sequence[Result]) -> None:
-    """The table, and what it means."""
+def table_of(results: Sequence[Result]) -> Table:
+    """The figures, and what became of the datagrams."""
     figures = ("datagrams/s", "CPU µs a datagram", "sent", "delivered", "dropped by the kernel")
     table = _screen.make_table("", *figures)
     for result in results:
@@ -115,12 +114,12 @@ def show(results: Sequence[Result]) -> None:
             f"{ledger.delivered:,}",
             "not told" if ledger.dropped is None else f"{ledger.dropped:,}",
         )
-    _screen.print_table(table, summary(results))
+    return table
 
 
 def summary(results: Sequence[Result]) -> list[str]:
     """The table in words: who is cheaper, and whether everything is accounted for."""
-    lines = [*_screen.describe(_screen.machine())]
+    lines = []
     ours, plain = results[0], results[-1]
     if ours.cpu_microseconds and plain.cpu_microseconds and ours is not plain:
         ratio = plain.cpu_microseconds / ours.cpu_microseconds

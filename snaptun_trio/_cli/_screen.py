@@ -49,13 +49,6 @@ def make_table(*headings: str, left: Container[str] = ("",)) -> Table:
     return table
 
 
-def print_table(table: Table, notes: Sequence[str]) -> None:
-    """A table, and what there is to say of it."""
-    console = open_console()
-    console.print(table)
-    console.print(*notes, sep="\n", soft_wrap=True)
-
-
 @contextmanager
 def open_progress() -> Generator[Progress, None, None]:
     """Bars while something runs; what is not a terminal gets their end only."""
@@ -91,13 +84,18 @@ def machine() -> Facts:
     }
 
 
-def describe(machine: Facts) -> tuple[str, str]:
+def describe() -> list[str]:
     """The same in two lines."""
-    cpus, system, python = (machine[name] for name in ("cpus", "system", "python"))
-    where = f"{cpus} CPUs, {system}, {python}, snaptun_trio {machine['version']}"
-    return f"{where}.", f"The backend is {machine['backend']}: {machine['backend_reason']}."
+    cpus, system, python = (machine()[name] for name in ("cpus", "system", "python"))
+    where = f"{cpus} CPUs, {system}, {python}, snaptun_trio {__version__}"
+    return [f"{where}.", f"The backend is {backend}: {backend_reason}."]
 
 
-def print_json(facts: Facts) -> None:
-    """Facts for a machine."""
-    print(json.dumps(facts, indent=2), flush=True)
+def report(as_json: bool, facts: Facts, table: Table, notes: Sequence[str]) -> None:
+    """What a command has found: all facts for a program, or a table and notes for a reader."""
+    if as_json:
+        print(json.dumps(machine() | facts, indent=2), flush=True)
+        return
+    console = open_console()
+    console.print(table)
+    console.print(*describe(), *notes, sep="\n", soft_wrap=True)
