@@ -91,7 +91,8 @@ BALANCED = balance(SENDER, FORWARDER, SINK, 50)
 def test_dropped_buffers_are_turned_into_datagrams_exactly() -> None:
     assert lost_between("", SENDER, FORWARDER, 50) == (150, [])
     assert lost_between("", FORWARDER, SINK) == (10, [])
-    assert Ledger(5000, 4840, dropped=160, unaccounted=0, problems=[]) == BALANCED
+    sums = {"sent": 5000, "delivered": 4840, "dropped": 160, "unaccounted": 0}
+    assert attrs.asdict(BALANCED) == {**sums, "problems": []}
 
 
 def test_messages_of_mixed_lengths_are_balanced_by_message() -> None:
@@ -190,8 +191,8 @@ def test_the_plan_is_whole_trains_and_warms_up(datagrams: int, planned: tuple[in
 
 def result(name: str, cpu: float | None, ledger: Ledger = BALANCED) -> Result:
     return Result(
+        **attrs.asdict(ledger),
         name=name,
-        ledger=ledger,
         datagrams_per_second=None if cpu is None else 1e6 / cpu,
         cpu_microseconds=cpu,
         datagrams_per_call=None if cpu is None else 100.0,

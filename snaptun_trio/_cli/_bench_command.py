@@ -92,8 +92,8 @@ async def measure(
             progress("measuring", done / rounds / len(turns), f"{path.name}, {shape}")
             result = await path.send(shape, seconds=seconds)
             cost, rate = result.cpu_microseconds, result.datagrams_per_second
-            if result.ledger.problems or not cost or not rate:
-                why = "; ".join(result.ledger.problems) or "nothing was measured"
+            if result.problems or not cost or not rate:
+                why = "; ".join(result.problems) or "nothing was measured"
                 raise CommandError(f"{path.name}: {why}")
             if turn not in best or cost < best[turn].cpu_microseconds:
                 best[turn] = Cost(shape, path.name, cost, rate)

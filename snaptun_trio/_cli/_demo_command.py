@@ -60,12 +60,10 @@ def run(options: argparse.Namespace) -> int:
     shape = shape_from(options)
     with _screen.open_progress() as progress:
         results = [trio.run(run_leg, name, shape, options, progress) for name in LEGS]
-    adds_up = not any(result.ledger.problems for result in results)
+    adds_up = not any(result.problems for result in results)
     settings = {**attrs.asdict(shape), "datagrams": options.datagrams}
     settings["seconds"] = None if options.datagrams else options.seconds
     legs = [attrs.asdict(result) for result in results]
-    for leg in legs:
-        leg |= leg.pop("ledger")
     facts = {"settings": settings, "legs": legs, "adds_up": adds_up}
     _screen.report(options.json, facts, table_of(results), summary(results))
     return 0 if adds_up else 1
@@ -105,14 +103,14 @@ def table_of(results: Sequence[Result]) -> Table:
     figures = ("datagrams/s", "CPU µs a datagram", "sent", "delivered", "dropped by the kernel")
     table = _screen.make_table("", *figures)
     for result in results:
-        ledger, rate, cost = result.ledger, result.datagrams_per_second, result.cpu_microseconds
+        rate, cost = result.datagrams_per_second, result.cpu_microseconds
         table.add_row(
             result.name,
             "too short to say" if rate is None else f"{rate:,.0f}",
             "too short to say" if cost is None else f"{cost:.2f}",
-            f"{ledger.sent:,}",
-            f"{ledger.delivered:,}",
-            "not told" if ledger.dropped is None else f"{ledger.dropped:,}",
+            f"{result.sent:,}",
+            f"{result.delivered:,}",
+            "not told" if result.dropped is None else f"{result.dropped:,}",
         )
     return table
 
@@ -131,7 +129,7 @@ def summary(results: Sequence[Result]) -> list[str]:
             "the system grants hold no more (on Linux: net.core.rmem_max). Larger ones make larger "
             "batches, and those are cheaper."
         )
-    problems = [f"{result.name}: {text}" for result in results for text in result.ledger.problems]
+    problems = [f"{result.name}: {text}" for result in results for text in result.problems]
     if problems:
         return [*lines, "IT DOES NOT ADD UP:", *problems]
     good = "Everything adds up: sent = delivered + dropped, and every checksum is right."

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
 # UDP_MAX_SEGMENTS of include/linux/udp.h, of Linux 6.9 and newer; before that it was 64.
 MOST_DATAGRAMS_IN_A_MESSAGE = 128
+DROPPED = "buffers_dropped_by_kernel"
 
 
-@attrs.frozen
+@attrs.frozen(kw_only=True)
 class Ledger:
     """What became of all datagrams. It adds up when there are no ``problems``."""
 
@@ -54,10 +55,13 @@ def balance(sender: Facts, forwarder: Facts, sink: Facts, train: int) -> Ledger:
     }
     problems = [*why, *why_later, *(f"{count} {what}" for what, count in counts.items() if count)]
     told = None not in (forwarder[DROPPED], sink[DROPPED])
-    return Ledger(sent, delivered, lost + lost_later if told else None, unaccounted, problems)
-
-
-DROPPED = "buffers_dropped_by_kernel"
+    return Ledger(
+        sent=sent,
+        delivered=delivered,
+        dropped=lost + lost_later if told else None,
+        unaccounted=unaccounted,
+        problems=problems,
+    )
 
 
 def lost_between(

@@ -81,11 +81,10 @@ class Shape:
 
 
 @attrs.frozen(kw_only=True)
-class Result:
-    """What came of sending once. The ledger is of all that went over the path so far."""
+class Result(Ledger):
+    """What came of sending once, and the ledger of all that went over the path so far."""
 
     name: str
-    ledger: Ledger
     datagrams_per_second: float | None
     cpu_microseconds: float | None
     """CPU time of the forwarding process for each datagram, user and system."""
@@ -166,8 +165,8 @@ class Path:
 
         did = {name: after[name] - before[name] for name in COUNTED}
         return Result(
+            **attrs.asdict(ledger),
             name=self.name,
-            ledger=ledger,
             datagrams_per_second=ratio(delivered - delivered_before, took),
             cpu_microseconds=ratio(1e6 * did["cpu"], did["datagrams_sent"]),
             datagrams_per_call=ratio(did["datagrams_received"], did["receive_calls"]),
