@@ -5,7 +5,16 @@ from __future__ import annotations
 
 import sys
 
-from ._cli._main import main
+
+def main() -> int:
+    """Run the command line and return its exit code."""
+    try:
+        from ._cli._main import main as run  # which takes a moment, in which Ctrl-C may come
+
+        return run()
+    except KeyboardInterrupt:
+        return 130
+
 
 if __name__ == "__main__":
     sys.exit(main())

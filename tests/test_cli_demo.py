@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
-from snaptun_trio._cli import _demo_command, _path, _talk
+from snaptun_trio._cli import _child, _demo_command, _path
 from snaptun_trio._cli._arguments import CommandError
 from snaptun_trio._cli._main import main
 from snaptun_trio._version import __version__
@@ -37,10 +37,15 @@ def use_code(
     """The same with the given code, which finds the forwarders' own names in scope."""
     head = """
         import socket
+        import sys
         import time
         import trio
         from snaptun_trio._cli._forwarders import *
-        from snaptun_trio._cli._forwarders import LOOPBACK, play
+        from snaptun_trio._cli._forwarders import LOOPBACK, forward
+
+        def play(kind):
+            forward(kind((LOOPBACK, int(sys.argv[1]))))
+
     """
     script = directory / "forwarder.py"
     script.write_text(textwrap.dedent(head) + textwrap.dedent(code))
@@ -138,10 +143,10 @@ def test_a_datagram_lost_inside_the_forwarder_exits_with_1(
                     packet, _ = await udp.recvfrom(65_536)
                     self.received += 1
                     if self.received != 1500:
-                        await udp.sendto(packet, (LOOPBACK, self.target))
+                        await udp.sendto(packet, self.target)
                         self.sent += 1
 
-        trio.run(play, Lossy)
+        play(Lossy)
         """,
     )
     assert main(["demo", "--datagrams", "2000", "--json"]) == 1
@@ -170,10 +175,10 @@ def test_a_changed_byte_exits_with_1(
                     self.received += 1
                     if self.received == 150:
                         packet = packet[:-20] + bytes([packet[-20] ^ 1]) + packet[-19:]
-                    await udp.sendto(packet, (LOOPBACK, self.target))
+                    await udp.sendto(packet, self.target)
                     self.sent += 1
 
-        trio.run(play, Corrupting)
+        play(Corrupting)
         """,
     )
     assert main(["demo", "--datagrams", "200"]) == 1
@@ -199,18 +204,16 @@ def test_what_the_kernel_drops_is_accounted_for_to_the_datagram(
         """
         def wait_for_drops(forwarder):
             give_up = time.monotonic() + 60
-            receiver = forwarder._receiver
+            receiver = forwarder.receiver
             while time.monotonic() < give_up:
                 if receiver.statistics().buffers_dropped_by_kernel:
                     break
                 time.sleep(0.001)
 
         class Shrunk:
-            def obey(self, order):
-                report = super().obey(order)
-                if "target" in order:
-                    self.udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
-                return {**report, "receive_buffer": 4 << 20}
+            def report(self):
+                self.udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+                return {**super().report(), "receive_buffer_size": 4 << 20}
 
         class SlowPump(Shrunk, PumpForwarder):
             def handle(self, batch):
@@ -222,7 +225,7 @@ def test_what_the_kernel_drops_is_accounted_for_to_the_datagram(
                 await trio.to_thread.run_sync(wait_for_drops, self)
                 await super().run()
 
-        trio.run(play, SlowPump if KIND == "pump" else SlowSocket)
+        play(SlowPump if KIND == "pump" else SlowSocket)
         """.replace("KIND", repr(kind)),
         patience=_path.PATIENCE_SECONDS,
     )
@@ -252,7 +255,7 @@ def test_a_forwarder_that_fails_is_quoted_without_a_traceback(
             async def run(self):
                 raise OSError(5, "Five")
 
-        trio.run(play, Broken)
+        play(Broken)
         """,
     )
     assert main(["demo", "--datagrams", "100"]) == 1
@@ -272,11 +275,10 @@ def test_a_forwarder_that_forwards_nothing_is_given_up(
             async def run(self):
                 await trio.sleep_forever()
 
-        trio.run(play, Hole)
+        play(Hole)
         """,
         patience=0.5,
     )
-    monkeypatch.setattr(_path, "GIVE_UP_AFTER_SECONDS", 0.5)
     assert main(["demo", "--seconds", "3600"]) == 1
     assert "nothing has arrived for 0.5 s" in capsys.readouterr().err
 
@@ -284,18 +286,18 @@ def test_a_forwarder_that_forwards_nothing_is_given_up(
 async def test_a_child_that_is_silent_is_reported_and_one_that_stays_is_killed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_talk, "ANSWER_WITHIN_SECONDS", 0.1)
-    monkeypatch.setattr(_talk, "END_WITHIN_SECONDS", 0.1)
+    monkeypatch.setattr(_child, "ANSWER_WITHIN_SECONDS", 0.1)
+    monkeypatch.setattr(_child, "END_WITHIN_SECONDS", 0.1)
     with trio.fail_after(HANG_GUARD_SECONDS):
         with pytest.raises(CommandError, match="the mute process did not answer"):
-            async with _talk.open_child("mute", ["-c", "import time; time.sleep(3600)"]) as child:
+            async with _child.open_child("mute", ["-c", "import time; time.sleep(3600)"]) as child:
                 await child.ask()
     assert child.process.returncode is not None
 
 
 async def test_an_order_to_a_child_that_is_gone_is_an_error() -> None:
     with trio.fail_after(HANG_GUARD_SECONDS):
-        async with _talk.open_child("gone", ["-c", "pass"]) as child:
+        async with _child.open_child("gone", ["-c", "pass"]) as child:
             await child.process.wait()
             with pytest.raises(CommandError, match="the gone process ended early"):
-                await child.ask(anything=1)
+                await child.ask()

@@ -1,178 +1,149 @@
-# The parts of the path that demo and bench stand on: the processes' two ends, the ledger, the
-# datagrams, the table.
+# The parts of the path that demo and bench stand on: the forwarding processes, the window, the
+# ledger, the datagrams, the table.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import pytest
 import trio
 import trio.testing
 
-from snaptun_trio._cli import _datagrams, _demo_command, _ends, _path, _screen, _talk
-from snaptun_trio._cli._ledger import Hop, Ledger
+from snaptun_trio import PacketTrain
+from snaptun_trio._cli import _child, _datagrams, _demo_command, _path, _screen
+from snaptun_trio._cli._ledger import Ledger, balance, lost_between
 from snaptun_trio._cli._path import Result, Shape
 
 from .command_line import HANG_GUARD_SECONDS
-from .ends import bound_socket
 
-# --- the processes -------------------------------------------------------------------------------
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# --- the processes and the window -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "command",
-    [("-m", _path.ENDS, "sender"), ("-m", _path.ENDS, "sink"), *_path.FORWARDERS.values()],
-    ids=["sender", "sink", *_path.FORWARDERS],
-)
-async def test_a_process_that_gets_no_orders_ends_well(command: tuple[str, ...]) -> None:
-    if command[-1] == "uvloop":
+@pytest.mark.parametrize("name", _path.FORWARDERS)
+async def test_a_process_that_gets_no_orders_ends_well(name: str) -> None:
+    if name == "uvloop":
         pytest.importorskip("uvloop")
     with trio.fail_after(HANG_GUARD_SECONDS):
-        async with _talk.open_child("idle", command) as child:
+        async with _child.open_child("idle", (*_path.FORWARDERS[name], "9")) as child:
             assert (await child.ask())["port"] > 0
     assert child.process.returncode == 0
 
 
-async def test_the_sink_counts_what_comes_twice_late_or_changed(nursery: trio.Nursery) -> None:
-    one, two, three = (_datagrams.TrainMaker(100, 1, salt=3).make(number) for number in range(3))
-    sink = _ends.Sink()
-    with sink.udp, bound_socket() as stdlib_peer:
-        peer = trio.socket.from_stdlib_socket(stdlib_peer)
-        sink.obey({"salt": 3, "every": 3, "tell": peer.getsockname()[1]})
-        nursery.start_soon(sink.run)
-        for packet in (one, three, two, two, b"x" + one[1:]):
-            await peer.sendto(packet, sink.udp.getsockname())
-        with trio.fail_after(HANG_GUARD_SECONDS):
-            while sink.obey({})["datagrams_received"] < 5:
-                await trio.lowlevel.checkpoint()
-            # It tells how far everything is settled: the highest number, and one.
-            assert int.from_bytes(await peer.recv(100), "big") == 3
-        report = sink.obey({})
-        nursery.cancel_scope.cancel()
-    assert report["delivered"] == 3
-    assert report["duplicates"] == 1
-    assert report["corrupt"] == 1
-
-
-async def test_the_sender_stops_at_its_window_and_writes_a_lost_one_off(
-    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+async def test_no_more_is_under_way_than_the_window_and_a_lost_one_is_written_off(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    sender = _ends.Sender()
-    with sender.udp, bound_socket() as peer:
-        nursery.start_soon(sender.run)
-        started = trio.current_time()
-        sender.obey(
-            {"target": peer.getsockname()[1], "size": 100, "train": 2, "window": 4, "burst": 2}
-            | {"salt": 3, "datagrams": 12, "seconds": 1e9}
-        )
-        while sender.obey({})["busy"]:  # noqa: ASYNC110  # as the command asks, but in no real time
-            await trio.sleep(_ends.WRITE_OFF_AFTER_SECONDS / 4)
-        assert sender.obey({})["datagrams_sent"] == 12
-        # Three windows, and nobody told anything: it waited twice.
-        assert trio.current_time() - started >= 2 * _ends.WRITE_OFF_AFTER_SECONDS
-        nursery.cancel_scope.cancel()
-
-
-async def test_the_sender_goes_on_when_it_is_told_that_a_window_is_settled(
-    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
-) -> None:
-    sender = _ends.Sender()
-    with sender.udp, bound_socket() as peer:
-        nursery.start_soon(sender.run)
-        sender.obey(
-            {"target": peer.getsockname()[1], "size": 100, "train": 2, "window": 4, "burst": 2}
-            | {"salt": 3, "datagrams": 8, "seconds": 1e9}
-        )
-        peer.sendto((4).to_bytes(8, "big"), sender.udp.getsockname())
-        autojump_clock.autojump_threshold = HANG_GUARD_SECONDS  # it is real input that it waits for
-        with trio.fail_after(HANG_GUARD_SECONDS):
-            while sender.obey({})["busy"]:
-                await trio.lowlevel.checkpoint()
-        assert sender.obey({})["datagrams_sent"] == 8
-        assert sender.settled == 4, "and nothing was written off"
-        nursery.cancel_scope.cancel()
+    hole = tmp_path / "hole.py"
+    hole.write_text("""
+import sys, trio
+from snaptun_trio._cli._forwarders import SocketForwarder, forward
+forward(SocketForwarder(("127.0.0.1", int(sys.argv[1]))), lambda _: trio.run(trio.sleep_forever))
+""")
+    monkeypatch.setattr(_path, "WRITE_OFF_AFTER_SECONDS", 2 * HANG_GUARD_SECONDS)
+    shape = Shape(100, 2)
+    with trio.fail_after(HANG_GUARD_SECONDS):
+        async with _path.open_path("hole", [str(hole)], checked=True) as path:
+            facts = await path._forwarder.ask()
+            window = _path.window_for(shape, facts["receive_buffer_size"])
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(path.send, shape)
+                while not path._sent:
+                    await trio.lowlevel.checkpoint()
+                await trio.testing.wait_all_tasks_blocked()
+                assert window // 2 < path._sent <= window
+                nursery.cancel_scope.cancel()
+            monkeypatch.setattr(_path, "WRITE_OFF_AFTER_SECONDS", 0.001)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(path.send, shape)
+                while path._sent < 5 * window:
+                    await trio.lowlevel.checkpoint()
+                nursery.cancel_scope.cancel()
 
 
 # --- the ledger ---------------------------------------------------------------------------------
 
-GOOD = Hop(
-    name="a hop",
-    trains_sent=100,
-    datagrams_sent=5000,
-    trains_received=97,
-    datagrams_received=4850,
-    buffers_dropped_by_kernel=3,
-    gro=True,
-    train=50,
-)
-SINGLE = Hop(
-    name="another hop",
-    trains_sent=4850,
-    datagrams_sent=4850,
-    trains_received=4840,
-    datagrams_received=4840,
-    buffers_dropped_by_kernel=10,
-    gro=False,
-)
 DROPPED = "buffers_dropped_by_kernel"
-BALANCED = Ledger(hops=(GOOD, SINGLE), delivered=4840, duplicates=0, corrupt=0, refused=0)
+SENDER = {"trains_sent": 100, "datagrams_sent": 5000}
+FORWARDER: dict[str, Any] = {
+    "trains_received": 97,
+    "datagrams_received": 4850,
+    DROPPED: 3,
+    "gro": True,
+    "trains_sent": 4850,
+    "datagrams_sent": 4850,
+    "datagrams_failed": 0,
+}
+SINK = {
+    "trains_received": 4840,
+    "datagrams_received": 4840,
+    DROPPED: 10,
+    "gro": False,
+    "delivered": 4840,
+    "duplicates": 0,
+    "corrupt": 0,
+}
+BALANCED = balance(SENDER, FORWARDER, SINK, 50)
 
 
 def test_dropped_buffers_are_turned_into_datagrams_exactly() -> None:
-    assert GOOD.dropped == 150
-    assert SINGLE.dropped == 10
-    assert BALANCED.problems == []
-    assert (BALANCED.sent, BALANCED.dropped, BALANCED.unaccounted) == (5000, 160, 0)
+    assert lost_between("", SENDER, FORWARDER, 50) == (150, [])
+    assert lost_between("", FORWARDER, SINK) == (10, [])
+    sums = {"sent": 5000, "delivered": 4840, "dropped": 160, "unaccounted": 0}
+    assert attrs.asdict(BALANCED) == {**sums, "problems": []}
 
 
 def test_messages_of_mixed_lengths_are_balanced_by_message() -> None:
-    mixed = attrs.evolve(GOOD, train=None, datagrams_received=4900)
-    assert mixed.dropped == 100
-    assert list(mixed.problems()) == []
+    assert lost_between("", SENDER, FORWARDER | {"datagrams_received": 4900}) == (100, [])
 
 
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        (
-            {"buffers_dropped_by_kernel": 2},
-            "3 messages are missing, and the kernel counted 2 drops",
-        ),
-        (
-            {"buffers_dropped_by_kernel": 4},
-            "3 messages are missing, and the kernel counted 4 drops",
-        ),
-        (
-            {"buffers_dropped_by_kernel": None},
-            "3 messages are missing, and the kernel does not say",
-        ),
+        ({DROPPED: 2}, "3 messages are missing, and the kernel counted 2 drops"),
+        ({DROPPED: 4}, "3 messages are missing, and the kernel counted 4 drops"),
+        ({DROPPED: None}, "3 messages are missing, and the kernel does not say"),
         ({"datagrams_received": 4849}, "151 datagrams are missing"),
         ({"datagrams_received": 4851}, "149 datagrams are missing"),
-        ({"train": None, "datagrams_received": 4998}, "2 datagrams are missing"),
         ({"gro": False}, "150 datagrams are missing, and the kernel counted 3 drops"),
     ],
 )
 def test_a_hop_that_does_not_balance_says_what_is_missing(
     changes: dict[str, Any], says: str
 ) -> None:
-    (problem,) = attrs.evolve(GOOD, **changes).problems()
+    (problem,) = lost_between("a hop", SENDER, FORWARDER | changes, 50)[1]
     assert problem.startswith(f"a hop: {says}")
 
 
+def test_a_dropped_message_held_a_datagram_at_least() -> None:
+    (problem,) = lost_between("a hop", SENDER, FORWARDER | {"datagrams_received": 4998})[1]
+    assert problem.startswith("a hop: 2 datagrams are missing")
+
+
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("forwarder", "sink", "says"),
     [
-        ({"delivered": 4839}, "1 of those sent are neither delivered nor dropped"),
-        ({"delivered": 4841}, "-1 of those sent are neither delivered nor dropped"),
-        ({"duplicates": 2}, "2 datagrams arrived more than once"),
-        ({"corrupt": 2}, "2 datagrams arrived with a wrong checksum"),
-        ({"refused": 2}, "2 datagrams the kernel refused to take from the forwarder"),
+        ({}, {"delivered": 4839}, "1 of those sent are neither delivered nor dropped"),
+        ({}, {"delivered": 4841}, "-1 of those sent are neither delivered nor dropped"),
+        ({}, {"duplicates": 2}, "2 datagrams arrived more than once"),
+        ({}, {"corrupt": 2}, "2 datagrams arrived with a wrong checksum"),
+        ({"datagrams_failed": 2}, {}, "2 datagrams the kernel refused to take from the forwarder"),
+        ({"datagrams_sent": 4849}, {}, "1 datagrams are missing in the forwarder, between"),
+        ({DROPPED: 2}, {}, "to the forwarder: 3 messages are missing"),
+        ({}, {DROPPED: 9}, "from the forwarder to the sink: 10 datagrams are missing"),
     ],
 )
-def test_a_ledger_that_does_not_balance_says_why(changes: dict[str, Any], says: str) -> None:
-    problems = attrs.evolve(BALANCED, **changes).problems
+def test_a_ledger_that_does_not_balance_says_why(
+    forwarder: dict[str, Any], sink: dict[str, Any], says: str
+) -> None:
+    problems = balance(SENDER, FORWARDER | forwarder, SINK | sink, 50).problems
     assert any(says in problem for problem in problems), problems
+
+
+def test_what_the_kernel_does_not_tell_is_not_guessed() -> None:
+    assert balance(SENDER, FORWARDER, SINK | {DROPPED: None}, 50).dropped is None
 
 
 # --- the rest -----------------------------------------------------------------------------------
@@ -191,6 +162,14 @@ def test_every_changed_bit_is_noticed() -> None:
     assert _datagrams.number_of(packets[1][:-1], 7) is None
     assert _datagrams.number_of(train, 7) is None
     assert _datagrams.number_of(b"", 7) is None
+
+
+def test_what_comes_twice_late_or_changed_is_counted() -> None:
+    one, two, three = (_datagrams.TrainMaker(100, 1, salt=3).make(number) for number in range(3))
+    arrivals = _datagrams.CheckedArrivals(salt=3)
+    for packet in (one, three, two, two, b"x" + one[1:]):
+        arrivals.take(PacketTrain(packet, 100, None))
+    assert (arrivals.delivered, arrivals.duplicates, arrivals.corrupt) == (3, 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -212,8 +191,8 @@ def test_the_plan_is_whole_trains_and_warms_up(datagrams: int, planned: tuple[in
 
 def result(name: str, cpu: float | None, ledger: Ledger = BALANCED) -> Result:
     return Result(
+        **attrs.asdict(ledger),
         name=name,
-        ledger=ledger,
         datagrams_per_second=None if cpu is None else 1e6 / cpu,
         cpu_microseconds=cpu,
         datagrams_per_call=None if cpu is None else 100.0,
@@ -230,11 +209,11 @@ def test_what_the_table_says(
     with _screen.open_progress() as progress:
         progress("first", 0.0, "10 delivered")
         progress("first", 1.0, "30 delivered")
-    untold = attrs.evolve(SINGLE, buffers_dropped_by_kernel=None)
-    broken = attrs.evolve(BALANCED, hops=(GOOD, untold))
-    _demo_command.show(
-        [result("first", 0.25), result("short", None, broken), result("second", 20.0)]
-    )
+    untold = lost_between("another hop", FORWARDER, SINK | {DROPPED: None})[1]
+    broken = attrs.evolve(BALANCED, dropped=None, problems=untold)
+    results = [result("first", 0.25), result("short", None, broken), result("second", 20.0)]
+    table, notes = _demo_command.table_of(results), _demo_command.summary(results)
+    _screen.report(False, {}, table, notes)
     shown = capsys.readouterr()
     assert "30 delivered" in shown.err
     assert "4,000,000" in shown.out

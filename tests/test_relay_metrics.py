@@ -92,6 +92,25 @@ def test_drops_have_their_reason() -> None:
     assert page["dropped_total", "to_clients", "EMSGSIZE"] == 1
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="for Linux's /proc")
+def test_what_sockets_told_of_earlier_datagrams_is_there_by_errno(udp: MakeSocket) -> None:
+    nobody = ends.deafen(udp())
+    options = ("--metrics", "127.0.0.1:0", "--interval", "0.01")
+    with open_relay(at(nobody), *options) as relay, relay.client() as client:
+        client.send(b"is anybody there?")
+        key = ("asynchronous_errors_total", "to_targets", "ECONNREFUSED")
+        while key not in (page := page_of(relay.metrics)):
+            pass
+        assert page[key] == 1
+        assert (
+            'asynchronous_errors_total{direction="to_targets",errno="ECONNREFUSED"} 1'
+            in (get(relay.metrics, "/metrics")[1])
+        )
+        code, out, err = relay.end()
+    assert (code, err) == (0, ""), "no datagram is lost by it"
+    assert "to targets asynchronous errors ECONNREFUSED: 1" in out.splitlines()
+
+
 def test_it_is_ready_while_all_workers_relay() -> None:
     totals = RelayTotals(1)
     with _metrics.open_metrics((None, 0), totals) as told:

@@ -5,16 +5,13 @@
 #     _arguments.py   what arguments become, and what is said of wrong ones
 #     _screen.py      tables, progress, JSON, and what is said of the machine
 #     _*_command.py   one command each
-#     _plot.py        the picture of bench
+#     _child.py       a process that a command starts, from the command's side
 #
-#     sender  --numbered datagrams-->  forwarder  ------>  sink        the path of demo and bench
-#        ^------------- "settled up to number n" -----------+
+#     Path  --numbered trains-->  forwarder (a process)  ------>  Path        demo and bench
 #
-#     _talk.py        the lines of JSON between a command and its processes
-#     _datagrams.py   what a datagram carries: its number and its checksum
-#     _ends.py        the sender and the sink
+#     _path.py        both ends of it, and how much may be under way
 #     _forwarders.py  what is compared: the pump, trio.socket, asyncio, uvloop
-#     _path.py        the three processes of a path, from outside
+#     _datagrams.py   what a datagram carries: its number and its checksum
 #     _ledger.py      the counts, and whether they add up
 #
 #     client  <-->  UdpRelay in a worker  <-->  target        the command `relay`

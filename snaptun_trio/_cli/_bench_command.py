@@ -8,6 +8,9 @@
 from __future__ import annotations
 
 import importlib.util
+import io
+import itertools
+import re
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
@@ -17,11 +20,12 @@ import trio
 from . import _screen
 from ._arguments import CommandError, add_command, new_file
 from ._path import FORWARDERS, Shape, open_path
-from ._plot import Cost, draw
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
+
+    from rich.table import Table
 
     from ._arguments import Commands
     from ._screen import Progress
@@ -32,6 +36,16 @@ SECONDS, QUICK_SECONDS = 0.3, 0.1
 BAR = 20  # characters
 
 
+@attrs.frozen
+class Cost:
+    """The best that a forwarder did with a shape."""
+
+    shape: Shape
+    forwarder: str
+    cpu_microseconds: float
+    datagrams_per_second: float
+
+
 def add_parser(commands: Commands) -> None:
     """Add the command."""
     parser = add_command(
@@ -39,7 +53,7 @@ def add_parser(commands: Commands) -> None:
         "bench",
         run,
         "what it costs to forward a datagram on this machine, and with what else",
-        "Forwards datagrams on the loopback interface, each process of the path on its own, with "
+        "Forwards datagrams on the loopback interface, in a process of its own, with "
         "snaptun_trio's pump, trio.socket, asyncio and uvloop in turn, and shows the CPU time that "
         "each datagram costs the forwarding process. It takes half a minute.",
         "--quick --plot cost.svg",
@@ -55,19 +69,12 @@ def run(options: argparse.Namespace) -> int:
     rounds, seconds = (QUICK_ROUNDS, QUICK_SECONDS) if options.quick else (ROUNDS, SECONDS)
     with _screen.open_progress() as progress:
         costs = trio.run(measure, names, rounds, seconds, progress)
-    machine = _screen.machine()
+    notes = [] if installed else ["uvloop is not installed, and so it is not among them."]
     if options.plot is not None:
-        options.plot.write_text(draw(costs, _screen.describe(machine)), encoding="utf-8")
-    if options.json:
-        how = {"rounds": rounds, "seconds": seconds, "uvloop": installed}
-        results = [attrs.asdict(cost) for cost in costs]
-        _screen.print_json({**machine, **how, "results": results})
-        return 0
-    show(costs)
-    console = _screen.open_console()
-    console.print(*_screen.describe(machine), sep="\n", soft_wrap=True)
-    if not installed:
-        console.print("uvloop is not installed, and so it is not among them.")
+        options.plot.write_text(draw(costs, [*_screen.describe(), *notes]), encoding="utf-8")
+    results = [attrs.asdict(cost) for cost in costs]
+    facts = {"rounds": rounds, "seconds": seconds, "uvloop": installed, "results": results}
+    _screen.report(options.json, facts, table_of(costs), notes)
     return 0
 
 
@@ -78,15 +85,15 @@ async def measure(
     turns = [(shape, number) for shape in SHAPES for number in range(len(names))]
     best: dict[tuple[Shape, int], Cost] = {}
     async with AsyncExitStack() as stack:
-        opened = [open_path(name, FORWARDERS[name]) for name in names]
+        opened = [open_path(name, FORWARDERS[name], checked=False) for name in names]
         paths = [await stack.enter_async_context(path) for path in opened]
         for done, turn in enumerate(turns * rounds):
             shape, path = turn[0], paths[turn[1]]
             progress("measuring", done / rounds / len(turns), f"{path.name}, {shape}")
             result = await path.send(shape, seconds=seconds)
             cost, rate = result.cpu_microseconds, result.datagrams_per_second
-            if result.ledger.problems or not cost or not rate:
-                why = "; ".join(result.ledger.problems) or "nothing was measured"
+            if result.problems or not cost or not rate:
+                why = "; ".join(result.problems) or "nothing was measured"
                 raise CommandError(f"{path.name}: {why}")
             if turn not in best or cost < best[turn].cpu_microseconds:
                 best[turn] = Cost(shape, path.name, cost, rate)
@@ -94,17 +101,29 @@ async def measure(
     return list(best.values())
 
 
-def show(costs: Sequence[Cost]) -> None:
-    """The table: within a shape, a bar as long as the cost."""
+def table_of(costs: Sequence[Cost]) -> Table:
+    """Within a shape, each has a bar as long as the cost."""
     from rich.bar import Bar
 
     table = _screen.make_table("", "CPU µs a datagram", "", "datagrams/s")
-    for shape in SHAPES:
+    for shape, group in itertools.groupby(costs, key=lambda cost: cost.shape):
         table.add_row(f"{shape}", style="bold")
-        ours = [cost for cost in costs if cost.shape == shape]
+        ours = list(group)
+        longest = max(cost.cpu_microseconds for cost in ours)
         for cost in ours:
-            longest = max(one.cpu_microseconds for one in ours)
             bar = Bar(longest, 0, cost.cpu_microseconds, width=BAR)
             rate = f"{cost.datagrams_per_second:,.0f}"
             table.add_row(f"  {cost.forwarder}", f"{cost.cpu_microseconds:.2f}", bar, rate)
-    _screen.open_console().print(table)
+    return table
+
+
+def draw(costs: Sequence[Cost], notes: Sequence[str]) -> str:
+    """The same as a picture, an SVG."""
+    from rich.console import Console
+
+    console = Console(record=True, width=100, file=io.StringIO(), force_terminal=True)
+    console.print(table_of(costs), *notes, sep="\n", highlight=False, markup=False)
+    # Without the fonts that it would load from somewhere: the system's own will do.
+    return re.sub(
+        r"@font-face {.*?}", "", console.export_svg(title="snaptun-trio bench"), flags=re.DOTALL
+    )

@@ -1,5 +1,5 @@
-# What a datagram of a path carries, so that the sink can tell which one it is and that every byte
-# of it arrived. Pure functions over bytes; this file knows no socket and no clock.
+# What the datagrams of a path carry, so that at its end one can tell which each is and that every
+# byte of it arrived, and the counts of what did. This file knows no socket and no clock.
 #
 #     filler ............ | number (8 bytes) | CRC-32 of all that stands before (4 bytes)
 #
@@ -10,7 +10,13 @@ from __future__ import annotations
 
 import random
 import struct
+from typing import TYPE_CHECKING, Any
 from zlib import crc32
+
+import attrs
+
+if TYPE_CHECKING:
+    from .. import PacketTrain
 
 TRAILER = struct.Struct("<QI")
 SMALLEST = TRAILER.size
@@ -34,6 +40,42 @@ class TrainMaker:
             checksum = crc32(number.to_bytes(8, "little"), self._checksum)
             TRAILER.pack_into(self._train, place, number, checksum)
         return bytes(self._train)
+
+
+@attrs.define
+class Arrivals:
+    """Counts what arrives."""
+
+    delivered: int = 0
+    """Datagrams that arrived as they were sent, each counted once."""
+    duplicates: int = 0
+    corrupt: int = 0
+
+    def take(self, train: PacketTrain[Any]) -> None:
+        """Count a train."""
+        self.delivered += len(train)
+
+
+@attrs.define
+class CheckedArrivals(Arrivals):
+    """Looks at each datagram of a `TrainMaker` with the same ``salt``."""
+
+    salt: int = 0
+    _seen: bytearray = attrs.field(factory=bytearray, init=False)  # by number, 1 if it is
+
+    def take(self, train: PacketTrain[Any]) -> None:
+        for packet in train:
+            number = number_of(packet, self.salt)
+            if number is None:
+                self.corrupt += 1
+                continue
+            if number >= len(self._seen):
+                self._seen.extend(bytes(number + 1 - len(self._seen)))
+            if self._seen[number]:
+                self.duplicates += 1
+            else:
+                self._seen[number] = 1
+                self.delivered += 1
 
 
 def number_of(packet: bytes, salt: int) -> int | None:

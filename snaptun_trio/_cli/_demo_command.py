@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
+    from rich.table import Table
+
     from ._arguments import Commands
     from ._path import Result
     from ._screen import Progress
@@ -39,10 +41,11 @@ def add_parser(commands: Commands) -> None:
         "demo",
         run,
         "forward datagrams with the pump and with trio.socket, and compare",
-        "A sender, a forwarder and a sink, each in a process of its own, over real sockets on the "
-        "loopback interface: once with snaptun_trio's pump as the forwarder, once with a plain "
-        "trio.socket loop. Every datagram is numbered and checksummed, and each one must have been "
-        "delivered or be counted as dropped by the kernel; otherwise the exit code is 1.",
+        "Sends datagrams over real sockets on the loopback interface to a forwarder in a process "
+        "of its own, and takes in what comes back: once with snaptun_trio's pump as the forwarder, "
+        "once with a plain trio.socket loop. Every datagram is numbered and checksummed, and each "
+        "one must have been delivered or be counted as dropped by the kernel; otherwise the exit "
+        "code is 1.",
         "--seconds 10 --size 1400",
     )
     amount = parser.add_mutually_exclusive_group()
@@ -57,19 +60,12 @@ def run(options: argparse.Namespace) -> int:
     shape = shape_from(options)
     with _screen.open_progress() as progress:
         results = [trio.run(run_leg, name, shape, options, progress) for name in LEGS]
-    adds_up = not any(result.ledger.problems for result in results)
-    if options.json:
-        settings = {**attrs.asdict(shape), "datagrams": options.datagrams}
-        settings["seconds"] = None if options.datagrams else options.seconds
-        names = ("sent", "delivered", "dropped", "unaccounted", "problems")
-        legs = [
-            attrs.asdict(result) | {name: getattr(result.ledger, name) for name in names}
-            for result in results
-        ]
-        facts = {"settings": settings, "legs": legs, "adds_up": adds_up}
-        _screen.print_json(_screen.machine() | facts)
-    else:
-        show(results)
+    adds_up = not any(result.problems for result in results)
+    settings = {**attrs.asdict(shape), "datagrams": options.datagrams}
+    settings["seconds"] = None if options.datagrams else options.seconds
+    legs = [attrs.asdict(result) for result in results]
+    facts = {"settings": settings, "legs": legs, "adds_up": adds_up}
+    _screen.report(options.json, facts, table_of(results), summary(results))
     return 0 if adds_up else 1
 
 
@@ -97,33 +93,31 @@ async def run_leg(
     """One forwarder, from start to ledger."""
     warm_up, measured = plan(options.datagrams or ANY_NUMBER, shape.train)
     seconds = FOR_EVER if options.datagrams else options.seconds
-    async with open_path(name, FORWARDERS[name]) as path:
+    async with open_path(name, FORWARDERS[name], checked=True) as path:
         await path.send(shape, datagrams=warm_up)
         return await path.send(shape, progress, datagrams=measured, seconds=seconds)
 
 
-def show(results: Sequence[Result]) -> None:
-    """The table, and what it means."""
+def table_of(results: Sequence[Result]) -> Table:
+    """The figures, and what became of the datagrams."""
     figures = ("datagrams/s", "CPU µs a datagram", "sent", "delivered", "dropped by the kernel")
     table = _screen.make_table("", *figures)
     for result in results:
-        ledger, rate, cost = result.ledger, result.datagrams_per_second, result.cpu_microseconds
+        rate, cost = result.datagrams_per_second, result.cpu_microseconds
         table.add_row(
             result.name,
             "too short to say" if rate is None else f"{rate:,.0f}",
             "too short to say" if cost is None else f"{cost:.2f}",
-            f"{ledger.sent:,}",
-            f"{ledger.delivered:,}",
-            "not told" if ledger.dropped is None else f"{ledger.dropped:,}",
+            f"{result.sent:,}",
+            f"{result.delivered:,}",
+            "not told" if result.dropped is None else f"{result.dropped:,}",
         )
-    console = _screen.open_console()
-    console.print(table)
-    console.print(*summary(results), sep="\n", soft_wrap=True)
+    return table
 
 
 def summary(results: Sequence[Result]) -> list[str]:
     """The table in words: who is cheaper, and whether everything is accounted for."""
-    lines = [*_screen.describe(_screen.machine())]
+    lines = []
     ours, plain = results[0], results[-1]
     if ours.cpu_microseconds and plain.cpu_microseconds and ours is not plain:
         ratio = plain.cpu_microseconds / ours.cpu_microseconds
@@ -135,7 +129,7 @@ def summary(results: Sequence[Result]) -> list[str]:
             "the system grants hold no more (on Linux: net.core.rmem_max). Larger ones make larger "
             "batches, and those are cheaper."
         )
-    problems = [f"{result.name}: {text}" for result in results for text in result.ledger.problems]
+    problems = [f"{result.name}: {text}" for result in results for text in result.problems]
     if problems:
         return [*lines, "IT DOES NOT ADD UP:", *problems]
     good = "Everything adds up: sent = delivered + dropped, and every checksum is right."

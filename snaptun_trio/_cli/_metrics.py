@@ -49,7 +49,8 @@ class RelayCollector(Collector):
             labels = key.split(".")
             name = labels.pop(len(labels) > 1)
             kind = GaugeMetricFamily if name in GAUGES else CounterMetricFamily
-            names = ("direction", "reason")[: len(labels)]
+            what = "errno" if name == "asynchronous_errors" else "reason"
+            names = ("direction", what)[: len(labels)]
             family = kind(f"snaptun_trio_{name}", name.replace("_", " "), labels=names)
             families.setdefault(name, family).add_metric(labels, number)
         return families.values()

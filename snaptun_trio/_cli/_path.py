@@ -1,47 +1,70 @@
-# A path from outside: its three processes are started, the sender is let send, and the ledger is
-# balanced. What a datagram holds and how a forwarder works is not known here, nor how anything is
-# shown.
+# The path of demo and bench: this process sends to a forwarder in a process of its own, and takes
+# in what comes back. So what is under way is what was sent less what has arrived, and there is
+# never more of it than the receive buffers hold. How a forwarder works is not known here, nor how
+# anything is shown.
+#
+#     Path.send  --trains-->  forwarder  --trains or datagrams-->  Path._receive
 
 from __future__ import annotations
 
 import secrets
+import socket
 import time
+from collections.abc import Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import attrs
 import trio
 
+from .. import PacketBatch, PacketTrain, UdpBatchReceiver, UdpBatchSender
 from ._arguments import CommandError
-from ._ledger import Hop, Ledger
-from ._talk import Child, open_child
+from ._child import Child, Facts, open_child
+from ._datagrams import Arrivals, CheckedArrivals, TrainMaker
+from ._ledger import Ledger, balance
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
 
+    from .. import ReceiverStatistics, SenderStatistics
     from ._screen import Progress
-    from ._talk import Facts
 
-ENDS = "snaptun_trio._cli._ends"
 FORWARDERS = {
     name: ("-m", "snaptun_trio._cli._forwarders", name)
     for name in ("snaptun_trio pump", "trio.socket", "asyncio", "uvloop")
 }
-"""Each with its process, as arguments to ``python``."""
+"""Each with its process, as arguments to ``python``, to which its target's port comes."""
 
 ANY_NUMBER = 1 << 62
 FOR_EVER = 1e9
+LOOPBACK = "127.0.0.1"
+# Asked for on both sockets. What the kernel gives (net.core.rmem_max), the window follows.
+RECEIVE_BUFFER = 4 * 1024 * 1024
 # What may be under way at most, however large the receive buffers are: about 2.4 MB at 1200 bytes
-# keep all three processes busy, and more only leaves the processor's cache.
+# keep both processes busy, and more only leaves the processor's cache.
 MOST_UNDER_WAY = 2_000
-# How many trains the sender sends back to back before it looks at the time again. With 8 the pump
-# took in 200 datagrams a call and cost 0.8 us each, with 1 it took in 130 and cost 1.1.
-MOST_TRAINS_AT_ONCE = 8
-REPORT_EVERY_SECONDS = 0.05
-# How long nothing at all may change before the counts are taken as final, and before sending on is
+WRITE_OFF_AFTER_SECONDS = 1.0
+SHOW_EVERY_SECONDS = 0.05
+# How long nothing at all may arrive before the counts are taken as final, and before sending on is
 # given up. A busy machine makes nothing wrong, only late.
 PATIENCE_SECONDS = 30.0
-GIVE_UP_AFTER_SECONDS = 60.0
+
+
+def open_end() -> socket.socket:
+    """The socket of either process."""
+    udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    udp.setblocking(False)
+    udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+    udp.bind((LOOPBACK, 0))
+    return udp
+
+
+def counts(statistics: SenderStatistics | ReceiverStatistics) -> Facts:
+    """The plain numbers of the library's own statistics, by their names."""
+    return attrs.asdict(statistics, filter=lambda _, value: not isinstance(value, Mapping))
+
+
+COUNTED = ("cpu", "receive_calls", "datagrams_received", "datagrams_sent")
 
 
 @attrs.frozen
@@ -58,11 +81,10 @@ class Shape:
 
 
 @attrs.frozen(kw_only=True)
-class Result:
-    """What came of sending once. The ledger is of all that went over the path so far."""
+class Result(Ledger):
+    """What came of sending once, and the ledger of all that went over the path so far."""
 
     name: str
-    ledger: Ledger
     datagrams_per_second: float | None
     cpu_microseconds: float | None
     """CPU time of the forwarding process for each datagram, user and system."""
@@ -87,12 +109,15 @@ def window_for(shape: Shape, receive_buffer: int) -> int:
 
 
 class Path:
-    """A sender, a forwarder and a sink."""
+    """Both ends, and a forwarder between them. ``checked``: each datagram is looked at."""
 
-    def __init__(self, name: str, sender: Child, forwarder: Child, sink: Child) -> None:
-        self.name = name
-        self._sender, self._forwarder, self._sink = sender, forwarder, sink
+    def __init__(self, udp: socket.socket, forwarder: Child, checked: bool) -> None:
+        self.name, self._forwarder = forwarder.name, forwarder
+        self._sender, self._receiver = UdpBatchSender(udp), UdpBatchReceiver(udp)
         self._salt = secrets.randbits(32)
+        self._arrivals = CheckedArrivals(salt=self._salt) if checked else Arrivals()
+        self._sent = self._arrived = self._written_off = 0
+        self._last_arrival = 0.0
 
     async def send(
         self,
@@ -105,87 +130,102 @@ class Path:
         """Send so many datagrams, in whole trains, or for so long, and wait for the last.
 
         Raises:
-          CommandError: a process ended early or hangs, or nothing arrives.
+          CommandError: the forwarder ended early or hangs, or nothing arrives.
         """
-        children = (self._sender, self._forwarder, self._sink)
-        at_sender, before, sink_before = [await child.ask() for child in children]
-        window = window_for(shape, min(before["receive_buffer"], sink_before["receive_buffer"]))
-        burst = max(1, min(MOST_TRAINS_AT_ONCE, window // shape.train))
-        # Told four times a window, and soon enough that a whole burst always fits.
-        every = max(1, min(window // 4, window - burst * shape.train))
-        await self._sink.ask(salt=self._salt, tell=at_sender["port"], every=every)
-        await self._forwarder.ask(target=sink_before["port"])
-        to = {"target": before["port"], "salt": self._salt, "window": window, "burst": burst}
-        first = at_sender["datagrams_sent"]
-        what = {**attrs.asdict(shape), "settled": first, "datagrams": datagrams, "seconds": seconds}
-        await self._sender.ask(**to, **what)
-        came, since = -1, 0.0
-        while True:
-            await trio.sleep(REPORT_EVERY_SECONDS)
-            at_sender, at_sink = await self._sender.ask(), await self._sink.ask()
+        before, delivered_before = await self._forwarder.ask(), self._arrivals.delivered
+        own_buffer = self._receiver.statistics().receive_buffer_size
+        window = window_for(shape, min(before["receive_buffer_size"], own_buffer))
+        make = TrainMaker(shape.size, shape.train, self._salt).make
+        target = LOOPBACK, before["port"]
+        # What is sent back to back. In smaller pieces it would wake the forwarder more often: with
+        # 8 trains of 16 the pump cost twice as much.
+        burst = shape.train * max(1, window // 2 // shape.train)
+        first, until = self._sent, self._sent + datagrams
+        began = now = shown = self._last_arrival = time.perf_counter()
+        while self._sent < until and now < began + seconds:
+            # All are made first, so that they leave back to back.
+            numbers = range(self._sent, min(self._sent + burst, until), shape.train)
+            trains = [PacketTrain(make(number), shape.size, target) for number in numbers]
+            while self._under_way > window - burst:
+                await self._receive()
+            if self._silence > PATIENCE_SECONDS:
+                raise CommandError(f"nothing has arrived for {PATIENCE_SECONDS:g} s")
+            await self._send_trains(trains)
             now = time.perf_counter()
-            if at_sink["datagrams_received"] != came:
-                came, since = at_sink["datagrams_received"], now
-            by_number = (at_sender["datagrams_sent"] - first) / max(datagrams, 1)
-            done = max(by_number, (now - at_sender["started"]) / seconds)
-            done = min(done, 0.99) if at_sender["busy"] else 1.0
-            show(self.name, done, f"{at_sink['delivered']:,} delivered")
-            settled = at_sink["settled"] >= at_sender["datagrams_sent"]
-            if at_sender["busy"]:
-                if now - since > GIVE_UP_AFTER_SECONDS:
-                    raise CommandError(f"nothing has arrived for {GIVE_UP_AFTER_SECONDS:g} s")
-            # The forwarder is left in peace while it is measured, if it can be.
-            elif settled or now - since > 1:
-                after = await self._forwarder.ask()
-                ledger = balance(shape.train, at_sender, after, at_sink)
-                if not ledger.problems or now - since > PATIENCE_SECONDS:
-                    break
+            if now > shown + SHOW_EVERY_SECONDS:
+                shown = now
+                done = max((self._sent - first) / datagrams, (now - began) / seconds)
+                show(self.name, min(done, 0.99), f"{self._arrivals.delivered:,} delivered")
+        ledger, after = await self._settle(shape.train)
+        delivered, took = self._arrivals.delivered, self._last_arrival - began
+        show(self.name, 1.0, f"{delivered:,} delivered")
 
-        def ratio(name: str, earlier: Facts, later: Facts, divisor: float) -> float | None:
-            return (later[name] - earlier[name]) / divisor if divisor > 0 else None
+        def ratio(number: float, divisor: float) -> float | None:
+            return number / divisor if divisor > 0 else None
 
-        calls = after["receive_calls"] - before["receive_calls"]
-        sent = after["datagrams_sent"] - before["datagrams_sent"]
-        # `time.perf_counter` is one clock for all processes.
-        took = at_sink["last_arrival"] - at_sender["started"]
+        did = {name: after[name] - before[name] for name in COUNTED}
         return Result(
+            **attrs.asdict(ledger),
             name=self.name,
-            ledger=ledger,
-            datagrams_per_second=ratio("delivered", sink_before, at_sink, took),
-            cpu_microseconds=ratio("cpu", before, after, sent / 1e6),
-            datagrams_per_call=ratio("datagrams_received", before, after, calls),
+            datagrams_per_second=ratio(delivered - delivered_before, took),
+            cpu_microseconds=ratio(1e6 * did["cpu"], did["datagrams_sent"]),
+            datagrams_per_call=ratio(did["datagrams_received"], did["receive_calls"]),
             gro=after["gro"],
             gso=after["gso"],
             window=window,
         )
 
+    async def _send_trains(self, trains: Sequence[PacketTrain]) -> None:
+        for train in trains:
+            batch = PacketBatch((train,))  # of its own: the trains of one batch could be merged
+            try:
+                self._sender.send_nowait(batch)
+            except trio.WouldBlock:
+                await self._sender.send(batch)
+            self._sent += len(train)
+        await self._sender.flush()
 
-def balance(train: int, at_sender: Facts, at_forwarder: Facts, at_sink: Facts) -> Ledger:
-    """The ledger from the three processes' own counts."""
+    async def _settle(self, train: int) -> tuple[Ledger, Facts]:
+        """Wait until everything has arrived or will not, and balance the counts."""
+        while True:
+            while self._under_way > 0:
+                await self._receive()
+            forwarder, sink = await self._forwarder.ask(), counts(self._receiver.statistics())
+            sink |= attrs.asdict(self._arrivals)
+            ledger = balance(counts(self._sender.statistics()), forwarder, sink, train)
+            if not ledger.problems or self._silence > PATIENCE_SECONDS:
+                return ledger, forwarder
+            await self._receive()  # something may be late
 
-    def hop(name: str, sender: Facts, receiver: Facts, train: int | None = None) -> Hop:
-        fields = [field.name for field in attrs.fields(Hop)]
-        counts: Facts = {key: (sender if "_sent" in key else receiver).get(key) for key in fields}
-        return Hop(**counts | {"name": name, "train": train})
+    @property
+    def _under_way(self) -> int:
+        return self._sent - self._arrived - self._written_off
 
-    # No message carries more than a train. So if the average is a train, each is one.
-    all_trains = at_sender["trains_sent"] * train == at_sender["datagrams_sent"]
-    return Ledger(
-        hops=(
-            hop("to the forwarder", at_sender, at_forwarder, train if all_trains else None),
-            hop("from the forwarder to the sink", at_forwarder, at_sink),
-        ),
-        refused=at_forwarder["datagrams_failed"],
-        **{count: at_sink[count] for count in ("delivered", "duplicates", "corrupt")},
-    )
+    @property
+    def _silence(self) -> float:
+        return time.perf_counter() - self._last_arrival
+
+    async def _receive(self) -> None:
+        """Take in what comes. If nothing does, that which is under way is lost, or very late."""
+        with trio.move_on_after(WRITE_OFF_AFTER_SECONDS) as patience:
+            batch = await self._receiver.receive()
+        if patience.cancelled_caught:
+            self._written_off += self._under_way
+            await self._forwarder.ask()  # which fails if it has ended
+            return
+        self._last_arrival = time.perf_counter()
+        self._arrived += len(batch)
+        self._written_off += min(0, self._under_way)  # it was only late
+        for train in batch.trains:
+            self._arrivals.take(train)
 
 
 @asynccontextmanager
-async def open_path(name: str, command: Sequence[str]) -> AsyncGenerator[Path, None]:
-    """Start the processes of a path with this forwarder; at the end of the block, end them."""
-    async with (
-        open_child("sink", ("-m", ENDS, "sink")) as sink,
-        open_child(name, command) as forwarder,
-        open_child("sender", ("-m", ENDS, "sender")) as sender,
-    ):
-        yield Path(name, sender, forwarder, sink)
+async def open_path(
+    name: str, command: Sequence[str], *, checked: bool
+) -> AsyncGenerator[Path, None]:
+    """Start this forwarder on a path of its own; at the end of the block, end it."""
+    with open_end() as udp:
+        port = udp.getsockname()[1]
+        async with open_child(name, (*command, f"{port}")) as forwarder:
+            yield Path(udp, forwarder, checked)

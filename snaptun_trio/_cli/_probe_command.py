@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from .. import ReceiverStatistics, SenderStatistics
     from ._arguments import Commands
-    from ._talk import Facts
+    from ._child import Facts
 
     Exchanged: TypeAlias = tuple[SenderStatistics, ReceiverStatistics, list[PacketTrain[Any]]]
 
@@ -202,23 +202,17 @@ def add_parser(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Try everything and show what came of it."""
-    machine = _screen.machine()
-    switches = [f"{k}={v}" for k, v in os.environ.items() if k.startswith("SNAPTUN_TRIO_")]
+    switches = sorted(f"{k}={v}" for k, v in os.environ.items() if k.startswith("SNAPTUN_TRIO_"))
     findings = [attempt(*probe) for probe in PROBES]
-    if options.json:
-        _screen.print_json({**machine, "environment": sorted(switches), "findings": findings})
-        return 0
     headings = ("what", "found", "what to do")
     table = _screen.make_table(*headings, left=headings)
     words = {True: "yes", False: "no", None: "?"}
     for what, found, advice in (finding.values() for finding in findings):
         said = f"{found}" if type(found) is int else words[found]
         table.add_row(what, said, advice, style="yellow" if advice else "")
-    environment = ", ".join(sorted(switches)) or "no SNAPTUN_TRIO_* is set"
-    lines = (*_screen.describe(machine), f"Environment: {environment}.")
-    console = _screen.open_console()
-    console.print(table)
-    console.print(*lines, sep="\n", soft_wrap=True)
+    facts = {"environment": switches, "findings": findings}
+    notes = [f"Environment: {', '.join(switches) or 'no SNAPTUN_TRIO_* is set'}."]
+    _screen.report(options.json, facts, table, notes)
     return 0
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import argparse
 
     from ._arguments import Commands, HostPort
-    from ._talk import Facts
+    from ._child import Facts
 
 SETTINGS = ("targets", "duplicate", "max_sessions", "idle_timeout", "grace", "fragment")
 

@@ -7,7 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ._talk import Facts
+    from ._child import Facts
 
 DIRECTIONS = {"to_targets": "to targets", "to_clients": "to clients"}
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from . import _screen
 from ._relay_totals import DIRECTIONS
 
 if TYPE_CHECKING:
-    from collections import Counter
     from collections.abc import Iterator, Sequence
 
     from rich.live import Live
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 FLOWS = ("datagrams_in", "datagrams_out", "bytes_out")
 CALLS = ("receive_calls", "send_calls", "trains_out")
 EXPECTED = ("dropped.answer", "dropped.stopping")  # nothing is wrong with these
+DROPPED, ERRORS = "dropped", "asynchronous_errors"
 
 
 def minus(counts: Counter[str], before: Counter[str]) -> Counter[str]:
@@ -30,10 +31,10 @@ def minus(counts: Counter[str], before: Counter[str]) -> Counter[str]:
     return since
 
 
-def drops(counts: Counter[str], *excepted: str) -> Iterator[str]:
-    """What was dropped, in words. The kernel drops buffers; a train of datagrams has several."""
+def in_words(counts: Counter[str], *kinds: str) -> Iterator[str]:
+    """What there is of these. The kernel drops buffers; a train of datagrams has several."""
     for name, count in counts.items():
-        if "dropped" in name and count > 0 and not name.endswith(excepted):
+        if count > 0 and any(kind in name for kind in kinds):
             yield f"{name.replace('.', ' ').replace('_', ' ')}: {count:,}"
 
 
@@ -71,11 +72,15 @@ class View:
         """What is new, and how it stands; at the end what it came to."""
         totals, sums, running = self._totals, self._totals.sums, len(self._totals.reports)
         since, self._said = minus(sums, self._said), sums
-        if line := "; ".join([*news, *(() if self._json else drops(since, *EXPECTED))]):
+        wrong = Counter({name: since[name] for name in since if not name.endswith(EXPECTED)})
+        if line := "; ".join([*news, *(() if self._json else in_words(wrong, DROPPED))]):
             print(line, file=sys.stderr, flush=True)  # which the live view puts above itself
         sessions = f"sessions: {sums['sessions']:,} now, {sums['sessions_created']:,} ever"
         workers = f"{running} of {totals.workers} workers, {totals.restarts} replaced"
-        state = [f"{sessions}, {sums['sessions_shed']:,} turned away; {workers}", *drops(sums)]
+        state = [
+            f"{sessions}, {sums['sessions_shed']:,} turned away; {workers}",
+            *in_words(sums, DROPPED, ERRORS),
+        ]
         since = minus(sums, self._drawn)
         if self._json:
             facts = {"head": self._head, "final": final, "workers": running}

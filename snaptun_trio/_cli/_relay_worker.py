@@ -1,7 +1,7 @@
 # A worker of `relay`: a process that relays, and does nothing that could hold up a datagram. What
 # its reports are for, and that there may be other workers, it must not know.
 #
-#     orders in     {"stop": true} is the only one; the end of the input ends the process
+#     orders in     a line, which is to stop; the end of the input ends the process
 #     reports out   what it has counted, at first, every so often, and last; or {"error"}
 
 from __future__ import annotations
@@ -19,16 +19,10 @@ import attrs
 import trio
 
 from .. import UdpRelay
+from ._child import say
 
 SHARE_OF_TIME = 0.02  # for reports, at most: with thousands of sessions one takes long
 BEGAN = time.monotonic()
-
-
-def say(**facts: object) -> None:
-    """Say something, unless nobody listens just now."""
-    # What is not over 4096 bytes (PIPE_BUF) goes into a pipe as a whole or not at all.
-    with suppress(BlockingIOError, BrokenPipeError):
-        os.write(1, json.dumps(facts).encode() + b"\n")
 
 
 def report(relay: UdpRelay) -> None:

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from .. import __version__, backend, backend_reason
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Generator
+    from collections.abc import Callable, Container, Generator, Sequence
 
     from rich.console import Console
     from rich.table import Table
 
-    from ._talk import Facts
+    from ._child import Facts
 
 Progress: TypeAlias = "Callable[[str, float, str], None]"
 """Called with a name, how much of it is done (0 to 1), and what there is to say."""
@@ -84,13 +84,18 @@ def machine() -> Facts:
     }
 
 
-def describe(machine: Facts) -> tuple[str, str]:
+def describe() -> list[str]:
     """The same in two lines."""
-    cpus, system, python = (machine[name] for name in ("cpus", "system", "python"))
-    where = f"{cpus} CPUs, {system}, {python}, snaptun_trio {machine['version']}"
-    return f"{where}.", f"The backend is {machine['backend']}: {machine['backend_reason']}."
+    cpus, system, python = (machine()[name] for name in ("cpus", "system", "python"))
+    where = f"{cpus} CPUs, {system}, {python}, snaptun_trio {__version__}"
+    return [f"{where}.", f"The backend is {backend}: {backend_reason}."]
 
 
-def print_json(facts: Facts) -> None:
-    """Facts for a machine."""
-    print(json.dumps(facts, indent=2), flush=True)
+def report(as_json: bool, facts: Facts, table: Table, notes: Sequence[str]) -> None:
+    """What a command has found: all facts for a program, or a table and notes for a reader."""
+    if as_json:
+        print(json.dumps(machine() | facts, indent=2), flush=True)
+        return
+    console = open_console()
+    console.print(table)
+    console.print(*describe(), *notes, sep="\n", soft_wrap=True)

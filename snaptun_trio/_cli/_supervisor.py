@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import socket
-from contextlib import suppress
 from signal import Signals
 from typing import TYPE_CHECKING
 
@@ -15,14 +14,14 @@ import trio
 
 from .. import open_udp_socket
 from ._arguments import CommandError
-from ._talk import END_WITHIN_SECONDS, open_child
+from ._child import END_WITHIN_SECONDS, Child, open_child
 
 if TYPE_CHECKING:
     from trio.socket import SocketType
 
     from ._arguments import HostPort
+    from ._child import Facts
     from ._relay_totals import RelayTotals
-    from ._talk import Facts
 
 STEADY_AFTER_SECONDS = LONGEST_PAUSE_SECONDS = 10.0
 
@@ -91,19 +90,13 @@ class Supervisor:
         arguments = json.dumps({**self._settings, "local": sock.fileno()})
         command = ("-m", "snaptun_trio._cli._relay_worker", arguments)
         async with open_child(f"worker {number}", command, [sock.fileno()]) as child:
-            orders, reports = child.process.stdin, child.process.stdout
-            assert orders is not None
-            assert reports is not None
-            error, rest = "", b""
+            error = ""
             try:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._order_to_stop, orders)
-                    async for piece in reports:
-                        *lines, rest = (rest + piece).split(b"\n")
-                        for report in map(json.loads, lines):
-                            error = report.get("error", "")
-                            if not error:
-                                self._take(number, report)
+                    nursery.start_soon(self._order_to_stop, child)
+                    while (report := await child.read()) is not None:
+                        if not (error := report.get("error", "")):
+                            self._take(number, report)
                     nursery.cancel_scope.cancel(reason="the worker has ended")
                 code = await child.process.wait()
             finally:
@@ -118,7 +111,6 @@ class Supervisor:
         if self.totals.ready:
             self.begun.set()
 
-    async def _order_to_stop(self, orders: trio.abc.SendStream) -> None:
+    async def _order_to_stop(self, child: Child) -> None:
         await self._stop.wait()
-        with suppress(trio.BrokenResourceError):  # it has ended already
-            await orders.send_all(b'{"stop": true}\n')
+        await child.order()
