@@ -29,14 +29,14 @@ class Openings:
         if now > self._since:
             self._tokens = min(_AT_ONCE, self._tokens + (now - self._since) * _A_SECOND)
             self._since = now
-        if self._tokens < 1:
+        if self._tokens < 1 or self.paused(now):
             return False
         self._tokens -= 1
         return True
 
     def pause(self, now: float) -> None:
         """Admit none for a while."""
-        self._tokens = 0.0
+        self._tokens = 1.0  # the first one behind it, who finds out whether it is over
         self._since = self._paused_until = now + _PAUSE
 
     def paused(self, now: float) -> bool:
