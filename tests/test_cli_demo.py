@@ -188,6 +188,62 @@ def test_a_changed_byte_exits_with_1(
 
 
 @pytest.mark.slow
+def test_a_datagram_that_is_doubled_exits_with_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_code(
+        monkeypatch,
+        tmp_path,
+        """
+        class Doubling(SocketForwarder):
+            async def run(self):
+                udp = trio.socket.from_stdlib_socket(self.udp)
+                while True:
+                    packet, _ = await udp.recvfrom(65_536)
+                    self.received += 1
+                    for _ in range(1 + (self.received == 150)):
+                        await udp.sendto(packet, self.target)
+                        self.sent += 1
+
+        play(Doubling)
+        """,
+    )
+    assert main(["demo", "--datagrams", "200", "--json"]) == 1
+    (leg,) = figures(capsys)["legs"]
+    assert "1 datagrams arrived more than once" in leg["problems"]
+    assert leg["delivered"] == 200
+
+
+@pytest.mark.slow
+def test_a_forwarder_that_dies_on_the_way_exits_with_1(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_code(
+        monkeypatch,
+        tmp_path,
+        """
+        import os
+
+        class Mortal(SocketForwarder):
+            async def run(self):
+                udp = trio.socket.from_stdlib_socket(self.udp)
+                while self.sent < 7000:
+                    packet, _ = await udp.recvfrom(65_536)
+                    self.received += 1
+                    await udp.sendto(packet, self.target)
+                    self.sent += 1
+                os._exit(3)
+
+        play(Mortal)
+        """,
+        patience=HANG_GUARD_SECONDS,
+    )
+    assert main(["demo", "--seconds", "3600"]) == 1
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert last == "snaptun-trio: the forwarder under test process ended early"
+
+
+@pytest.mark.slow
 @linux_only
 @pytest.mark.parametrize("kind", ["pump", "trio.socket"])
 def test_what_the_kernel_drops_is_accounted_for_to_the_datagram(

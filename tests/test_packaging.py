@@ -9,7 +9,8 @@ from importlib.resources import files
 
 import snaptun_trio
 import snaptun_trio.testing
-from snaptun_trio._cli._main import EXTRA, main
+from snaptun_trio import __main__
+from snaptun_trio._cli._main import EXTRA
 
 
 def test_versions_agree() -> None:
@@ -23,7 +24,7 @@ def test_licence_expression_is_both() -> None:
 def test_the_command_is_installed_and_what_it_needs_is_an_extra() -> None:
     (command,) = distribution("snaptun_trio").entry_points
     assert (command.group, command.name) == ("console_scripts", "snaptun-trio")
-    assert command.load() is main
+    assert command.load() is __main__.main
     needed = metadata("snaptun_trio").get_all("Requires-Dist") or []
     for name in EXTRA:
         (line,) = (line for line in needed if line.startswith(name.replace("_", "-")))

@@ -57,6 +57,12 @@ def host_port(text: str) -> HostPort:
     return (None if host in ("", "*") else host.strip("[]")), int(port)
 
 
+def written(address: tuple[object, ...]) -> str:
+    """The same the other way round, for a socket's address."""
+    host, port = address[:2]
+    return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
+
+
 def positive(kind: Callable[[str], float]) -> Callable[[str], float]:
     """A converter to a positive `int` or `float`."""
 

@@ -14,6 +14,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from ._arguments import written
 from ._relay_totals import DIRECTIONS
 
 if TYPE_CHECKING:
@@ -68,7 +69,9 @@ class _Server(ThreadingTCPServer):
             self.address_family, *_, address = found[0]
             super().__init__((str(address[0]), where[1]), _Request)
         except OSError as error:
-            raise OSError(error.errno, f"{error.strerror}: --metrics {host}:{where[1]}") from None
+            raise OSError(
+                error.errno, f"{error.strerror}: --metrics {written((host, where[1]))}"
+            ) from None
 
     def verify_request(self, request: object, client_address: object) -> bool:
         return threading.active_count() < MOST_THREADS
@@ -102,6 +105,5 @@ def open_metrics(where: HostPort | None, totals: RelayTotals) -> Generator[str, 
         return
     with _Server(where, totals) as server:
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-        host, port = server.socket.getsockname()[:2]
-        yield f", metrics on http://{f'[{host}]' if ':' in host else host}:{port}/metrics"
+        yield f", metrics on http://{written(server.socket.getsockname())}/metrics"
         server.shutdown()

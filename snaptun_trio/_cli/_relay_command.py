@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from .. import UdpRelay
-from ._arguments import add_command, host_port, positive
+from ._arguments import add_command, host_port, positive, written
 from ._relay_totals import RelayTotals
 from ._relay_view import View
 from ._supervisor import Supervisor, open_sockets
@@ -73,10 +73,9 @@ async def relay(options: argparse.Namespace, settings: Facts) -> None:
     totals = RelayTotals(options.workers)
     sockets = await open_sockets(options.listen, options.workers, options.fragment)
     supervisor = Supervisor(sockets, totals, settings)
-    host, port = sockets[0].getsockname()[:2]
     numbers = ((len(options.targets), "target"), (options.workers, "worker"))
     how_many = ", ".join(f"{number} {noun}{'s' * (number > 1)}" for number, noun in numbers)
-    head = f"relaying on {f'[{host}]' if ':' in host else host}:{port} to {how_many}"
+    head = f"relaying on {written(sockets[0].getsockname())} to {how_many}"
     with open_metrics(options.metrics, totals) as told:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stop_on_signal, supervisor)
