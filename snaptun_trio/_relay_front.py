@@ -144,6 +144,7 @@ class RelayFront:
                 if not found or self.forwarding.counts.created > begun:  # which takes its time
                     break
 
+    @trio.lowlevel.enable_ki_protection
     async def notice_closing(self) -> None:
         """Raise when somebody else has closed the clients' socket, of which nothing else tells.
 

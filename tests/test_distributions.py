@@ -75,7 +75,7 @@ IN_SDIST = {
     f"{STEM}/{name}"
     for name in (
         *sources("snaptun_trio", ".py", ".pyi", "py.typed", ".c", ".h"),
-        *sources("tests", ".py", ".toml"),
+        *sources("tests", ".py", ".toml", ".c", ".h"),
         *sources("docs", ".rst", ".py", ".svg", ".inc"),
         *sources("LICENSES", ".txt"),
         *("pyproject.toml", "setup.py", "setup.cfg", "MANIFEST.in", "noxfile.py", "LICENSE"),
