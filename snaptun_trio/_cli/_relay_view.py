@@ -15,11 +15,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from rich.live import Live
+    from rich.table import Table
 
     from ._relay_totals import RelayTotals
 
 FLOWS = ("datagrams_in", "datagrams_out", "bytes_out")
 CALLS = ("receive_calls", "send_calls", "trains_out")
+RATES = (
+    *("datagrams a second", "Mbit/s", "datagrams a receive call", "datagrams a send call"),
+    "datagrams a train (GSO)",
+)
 EXPECTED = ("dropped.answer", "dropped.stopping")  # nothing is wrong with these
 DROPPED, ERRORS = "dropped", "asynchronous_errors"
 
@@ -38,18 +43,20 @@ def in_words(counts: Counter[str], *kinds: str) -> Iterator[str]:
             yield f"{name.replace('.', ' ').replace('_', ' ')}: {count:,}"
 
 
-def rates(counts: Counter[str], workers: int) -> Iterator[str]:
+def rates(counts: Counter[str], workers: int) -> Table:
     """What so many workers have counted, for each second that they took."""
     seconds = counts["worker_seconds"] / max(workers, 1)
-    for way, name in DIRECTIONS.items():
+    columns = []
+    for way in DIRECTIONS:
         came, went, size, *calls = (counts[f"{way}.{what}"] for what in (*FLOWS, *CALLS))
         received, sent, trains = (number or 1 for number in calls)
-        yield (
-            f"{name}: {went / seconds:,.0f} datagrams/s, {size * 8e-6 / seconds:,.1f} Mbit/s; "
-            f"datagrams a receive call: {came / received:,.1f}, a send call: {went / sent:,.1f}, "
-            f"a train: {went / trains:,.1f}"
-        )
-    yield f"CPU: {100 * counts['cpu_seconds'] / seconds:.0f} %"
+        share = (f"{number:,.1f}" for number in (came / received, went / sent, went / trains))
+        columns.append((f"{went / seconds:,.0f}", f"{size * 8e-6 / seconds:,.1f}", *share))
+    table = _screen.make_table("", *DIRECTIONS.values())
+    for row in zip(RATES, *columns, strict=True):
+        table.add_row(*row)
+    table.add_row("CPU", f"{100 * counts['cpu_seconds'] / seconds:.0f} %")
+    return table
 
 
 class View:
@@ -93,5 +100,8 @@ class View:
                 print(f"{name}: {came:,} in, {went:,} out")
             print(*state, sep="\n", flush=True)
         elif self._live and since["worker_seconds"]:  # each worker reports at its own time
+            from rich.console import Group
+
             self._drawn = sums
-            self._live.update("\n".join([self._head, *rates(since, running), *state]), refresh=True)
+            lines = Group(self._head, rates(since, running), *state)
+            self._live.update(lines, refresh=True)
