@@ -10,10 +10,9 @@ def main() -> int:
     """Run the command line and return its exit code."""
     try:
         from ._cli._main import main as run  # which takes a moment, in which Ctrl-C may come
-
-        return run()
     except KeyboardInterrupt:
         return 130
+    return run()
 
 
 if __name__ == "__main__":

@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import math
 
-# A thousand clients that all come at the same moment are let in. After that, what strangers can
-# have us spend on openings is bounded: at 100 us each, 40 % of a processor.
+# A thousand clients that all come at the same moment are let in, whatever the rate.
 _AT_ONCE = 1024
-_A_SECOND = 4096
 # How long to open nothing after the system had no socket for us: to look for a free port where
 # there is none takes the kernel a millisecond.
 _PAUSE = 0.1  # seconds
 
 
 class Openings:
-    """Admits new sessions, as many as go without harm to those that there are."""
+    """Admits new sessions, as many as go without harm to those that there are.
 
-    def __init__(self) -> None:
+    Args:
+      rate: how many a second.
+    """
+
+    def __init__(self, rate: int) -> None:
+        self._rate = rate
         self._tokens = float(_AT_ONCE)
         self._since = 0.0
         self._paused_until = -math.inf
@@ -27,7 +30,7 @@ class Openings:
     def take(self, now: float) -> bool:
         """Whether one more may be opened."""
         if now > self._since:
-            self._tokens = min(_AT_ONCE, self._tokens + (now - self._since) * _A_SECOND)
+            self._tokens = min(_AT_ONCE, self._tokens + (now - self._since) * self._rate)
             self._since = now
         if self._tokens < 1 or self.paused(now):
             return False

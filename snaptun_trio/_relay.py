@@ -72,11 +72,13 @@ class UdpRelay:
     **Strangers** cannot grow it. There are at most ``max_sessions``. For one more, a client that
     has sent only once has to go, the one that was silent for longest; sessions of clients that sent
     more are never given up for a newcomer's sake, and where all are of that kind the newcomer is
-    shed. At most 1024 sessions are opened at once, and 4096 a second; what goes beyond is shed too.
+    shed. At most 1024 sessions are begun at once, and ``session_rate`` a second; what goes beyond
+    is shed too.
 
     **The end.** `stop`, and `drain` which waits for it, turns new clients away, lets the sessions
-    go on until nothing has come for 0.1 seconds, and ends `run`. Cancelling `run` ends it at once.
-    Either way what the kernel has received by then is sent, as far as that goes without waiting.
+    go on until each was answered and nothing has come for 0.1 seconds, at most for ``grace``, and
+    ends `run`. Cancelling `run` ends it at once. Either way what the kernel has received by then is
+    sent, as far as that goes without waiting.
 
     Args:
       local: where clients send to: what `open_udp_socket` takes as ``local``, or a bound UDP
@@ -86,6 +88,9 @@ class UdpRelay:
       duplicate: send everything to every target.
       max_sessions: by default 70 % of the descriptors that the process may have. It may be smaller
         in fact: each session takes a port of its own as well.
+      session_rate: how many sessions may be begun in a second, after the first 1024 at once; beyond
+        it new clients are turned away. Where each question comes from a port of its own, as those
+        of DNS resolvers do, it is also how many questions a second get through.
       idle_timeout: after so many seconds without a datagram either way a session ends; `math.inf`
         for never.
       grace: how many seconds `stop` lets the sessions go on at most.
@@ -105,6 +110,7 @@ class UdpRelay:
         *,
         duplicate: bool = False,
         max_sessions: int | None = None,
+        session_rate: int = 8192,
         idle_timeout: float = 60.0,
         grace: float = 1.0,
         reuse_port: bool = False,
@@ -118,6 +124,7 @@ class UdpRelay:
             limit = descriptor_limit()
             max_sessions = max(1, int(limit * _SHARE_OF_DESCRIPTORS)) if limit else _MANY_SESSIONS
         check_int("max_sessions", max_sessions, 1, 2**31)
+        check_int("session_rate", session_rate, 1, 2**31)
         check_idle_timeout(idle_timeout)
         if not isinstance(grace, int | float) or isinstance(grace, bool):
             raise TypeError(f"grace is a number of seconds, not {brief(grace)}")
@@ -137,6 +144,7 @@ class UdpRelay:
         self._asked = checked_targets(targets)
         self._duplicate = duplicate
         self._max_sessions = max_sessions
+        self._session_rate = session_rate
         self._idle_timeout = idle_timeout
         self._grace = grace
         self._reuse_port = reuse_port
@@ -181,6 +189,7 @@ class UdpRelay:
           OSError: a name is not known, the address cannot be bound, or there is no way to a target;
             or the clients' socket failed.
           RuntimeError: it has begun before.
+          ValueError: a target is the relay's own address.
         """
         if self._began:
             raise RuntimeError("a relay runs only once")
@@ -268,7 +277,7 @@ class UdpRelay:
                 try:
                     open_connected(address, self._options).close()
                 except OSError as error:
-                    tried = error
+                    tried = OSError(error.errno, f"{error.strerror}: target {address}")
                 else:
                     found[address] = None
                     break
@@ -277,11 +286,14 @@ class UdpRelay:
         return tuple(found)  # noqa: ASYNC910  # there is one, and to resolve it was a checkpoint
 
     async def _run(self, sock: Socket, task_status: trio.TaskStatus[UdpRelay]) -> None:
+        if sock.getsockname() in self._targets:
+            raise ValueError(f"a target is the relay itself: {sock.getsockname()}")
         self._front = front = RelayFront(
             sock,
             self._targets,
             duplicate=self._duplicate,
             max_sessions=self._max_sessions,
+            session_rate=self._session_rate,
             idle_timeout=self._idle_timeout,
             options=self._options,
             to_targets=self._to_targets,
@@ -303,9 +315,10 @@ class UdpRelay:
                 await front.finish()
 
     async def _until_quiet(self) -> None:  # noqa: ASYNC910  # it was one to be stopped
+        assert self._front is not None
         with trio.move_on_after(self._grace):  # noqa: ASYNC912
             before = -1
-            while (now := self._came()) != before:
+            while (now := self._came()) != before or self._front.forwarding.is_asked:
                 before = now
                 await trio.sleep(_QUIET)
 

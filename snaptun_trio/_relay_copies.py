@@ -55,6 +55,7 @@ class RelayCopies:
         self._dropped_before = 0
         self.counts = SessionCounts()  # it has no sessions
         self.stopping = False
+        self.is_asked = False  # nobody waits for an answer
         try:
             self.set_targets(targets)
         except BaseException:

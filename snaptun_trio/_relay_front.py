@@ -47,7 +47,7 @@ class RelayFront:
       sock: what clients send to. It is not closed here.
       targets: where to.
       duplicate: whether everything goes to all of them.
-      max_sessions, idle_timeout: see `UdpRelay`.
+      max_sessions, session_rate, idle_timeout: see `UdpRelay`.
       options: of the sockets towards targets.
       to_targets, to_clients: the accounts.
 
@@ -62,6 +62,7 @@ class RelayFront:
         *,
         duplicate: bool,
         max_sessions: int,
+        session_rate: int,
         idle_timeout: float,
         options: SocketOptions,
         to_targets: FlowAccount,
@@ -96,6 +97,7 @@ class RelayFront:
                     self._poller,
                     targets,
                     max_sessions=max_sessions,
+                    session_rate=session_rate,
                     idle_timeout=idle_timeout,
                     knows_ways=knows_ways,
                     options=options,

@@ -51,15 +51,17 @@ class RelaySession(Upstream):
       last_heard, established: see `_peer_table.Peer`. It is established once its client has sent a
         second time.
       noted_until: when it has to be noted again that it is in use.
+      unanswered: whether the client was the last to send something.
       buffers_dropped: what the kernel had dropped from its socket when it was asked last.
     """
 
-    __slots__ = ("buffers_dropped", "established", "last_heard", "noted_until")
+    __slots__ = ("buffers_dropped", "established", "last_heard", "noted_until", "unanswered")
 
     buffers_dropped: int
     last_heard: float
     established: bool
     noted_until: float
+    unanswered: bool
 
 
 class RelaySessions:
@@ -82,6 +84,7 @@ class RelaySessions:
         targets: Sequence[Address],
         *,
         max_sessions: int,
+        session_rate: int,
         idle_timeout: float,
         knows_ways: bool,
         options: SocketOptions,
@@ -98,7 +101,7 @@ class RelaySessions:
         self._to_targets, self._to_clients = to_targets, to_clients
         self._table: PeerTable[RelaySession] = PeerTable(max_sessions, "strangers")
         self._poller = poller
-        self._openings = Openings()
+        self._openings = Openings(session_rate)
         self._rare_log = RareLog()
         self._buffers_dropped = 0
         self._to_ask: list[RelaySession] = []
@@ -111,6 +114,11 @@ class RelaySessions:
     def upstreams(self) -> Iterator[Upstream]:
         """All of them."""
         return iter(self._table)
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether a client waits for an answer, as far as one can know."""
+        return any(session.unanswered for session in self._table)
 
     def buffers_dropped(self) -> int:
         """What the kernel dropped from the sockets of all sessions that there are.
@@ -157,6 +165,7 @@ class RelaySessions:
                 opened += 1
             elif not session.established or now > session.noted_until:
                 self._in_use(session, now, more=True)
+            session.unanswered = True
             sessions.append(session)
             parts.append(messages)
             if opened >= _OPENED_A_TURN:
@@ -239,6 +248,7 @@ class RelaySessions:
                 send_or_drop(self._front, messages, self._to_clients)
                 self._to_clients.handing_out -= messages.datagrams
             for session in ready[:served]:
+                session.unanswered = False
                 if now > session.noted_until:
                     self._in_use(session, now, more=False)
             if error:

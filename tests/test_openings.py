@@ -8,7 +8,7 @@ from hypothesis import given, strategies as st
 from snaptun_trio import _openings
 from snaptun_trio._openings import Openings
 
-AT_ONCE, A_SECOND, PAUSE = _openings._AT_ONCE, _openings._A_SECOND, _openings._PAUSE
+AT_ONCE, A_SECOND, PAUSE = _openings._AT_ONCE, 4096, _openings._PAUSE
 
 
 def taken(openings: Openings, now: float, tries: int = 5000) -> int:
@@ -17,14 +17,14 @@ def taken(openings: Openings, now: float, tries: int = 5000) -> int:
 
 @pytest.mark.parametrize("now", [0.0, 1e6, -5.0])
 def test_so_many_at_once_whatever_the_clock_says(now: float) -> None:
-    openings = Openings()
+    openings = Openings(A_SECOND)
     assert taken(openings, now) == AT_ONCE
     assert taken(openings, now) == 0
     assert not openings.paused(now), "who waits for its turn has not met a lack of anything"
 
 
 def test_so_many_a_second_after_that() -> None:
-    openings = Openings()
+    openings = Openings(A_SECOND)
     taken(openings, 100.0)
     assert taken(openings, 100.125) == A_SECOND // 8
     assert not openings.take(100.125 + 0.5 / A_SECOND)
@@ -33,14 +33,14 @@ def test_so_many_a_second_after_that() -> None:
 
 
 def test_a_clock_that_stands_still_or_goes_back_gives_nothing() -> None:
-    openings = Openings()
+    openings = Openings(A_SECOND)
     taken(openings, 100.0)
     assert taken(openings, 50.0) == 0
     assert taken(openings, 100.0) == 0
 
 
 def test_a_pause_admits_nobody_and_is_over_by_itself() -> None:
-    openings = Openings()
+    openings = Openings(A_SECOND)
     assert openings.take(100.0)
     openings.pause(100.0)
     for now in (100.0, 100.0 + PAUSE / 2, 100.0 + PAUSE):
@@ -54,7 +54,7 @@ def test_a_pause_admits_nobody_and_is_over_by_itself() -> None:
 
 @given(steps=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 3000)), max_size=20))
 def test_never_more_than_the_bucket_and_what_runs_into_it(steps: list[tuple[float, int]]) -> None:
-    openings, now, total = Openings(), 10.0, 0
+    openings, now, total = Openings(A_SECOND), 10.0, 0
     for pause, tries in steps:
         now += pause
         total += taken(openings, now, tries)

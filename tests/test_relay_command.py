@@ -60,7 +60,7 @@ def test_a_datagram_goes_and_comes_back_and_the_end_is_clean(
     assert out.splitlines()[:3] == [
         "to targets: 1 in, 1 out",
         "to clients: 1 in, 1 out",
-        "sessions: 0 now, 1 ever, 0 turned away; 0 of 1 workers, 0 replaced",
+        "sessions: 1 ever, turned away 0 times; 0 workers replaced",
     ]
 
 
@@ -237,7 +237,7 @@ def test_drops_are_said_on_standard_error(udp: MakeSocket) -> None:
         code, out, err = relay.end()
     assert (code, err) == (0, "")
     assert out.splitlines()[-1] == "to targets dropped table full: 1"
-    assert "1 turned away" in out
+    assert "turned away 1 times" in out
 
 
 def test_duplicate_serves_those_that_live(udp: MakeSocket) -> None:

@@ -204,11 +204,18 @@ async def test_stop_lets_sessions_go_on_until_nothing_comes_and_turns_newcomers_
             await stage.send(1, b"newcomer")
         assert not ended.is_set()
         assert relays.laws(relay).to_targets.dropped == {"stopping": 20}
+        came = relays.waiting(target)
+        assert came[-1][0] == b"still"
+        for _ in range(3):  # the answer may be on its way
+            await trio.testing.wait_all_tasks_blocked()
+            mock_clock.jump(0.11)
+        assert not ended.is_set()
+        target.sendto(b"here", came[-1][1])
+        assert await relays.payloads(clients[0], 1) == [b"here"]
         for _ in range(3):
             await trio.testing.wait_all_tasks_blocked()
             mock_clock.jump(0.11)
         await ended.wait()
-    assert relays.waiting(target)[-1][0] == b"still"
     assert relays.laws(relay).sessions_closed == 1
 
 

@@ -114,9 +114,8 @@ async def test_clients_that_come_all_at_once_are_let_in_as_far_as_that_does_no_h
     udp: ends.MakeSocket, monkeypatch: pytest.MonkeyPatch, mock_clock: trio.testing.MockClock
 ) -> None:
     monkeypatch.setattr(_openings, "_AT_ONCE", 3)
-    monkeypatch.setattr(_openings, "_A_SECOND", 2)
     target, clients = udp(), [udp() for _ in range(10)]
-    async with relays.running([target]) as relay:
+    async with relays.running([target], session_rate=2) as relay:
         mock_clock.jump(100.0)
         stage = relays.Stage(relay, clients)
         for number in range(5):

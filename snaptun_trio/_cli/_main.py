@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not all(isinstance(leaf, (CommandError, OSError)) for leaf in leaves):
             raise
         if not any(isinstance(leaf, BrokenPipeError) for leaf in leaves):
-            print(f"{PROGRAM}: {'; '.join(map(_in_words, leaves))}", file=sys.stderr)
+            print(f"{PROGRAM}: {'; '.join(dict.fromkeys(map(_in_words, leaves)))}", file=sys.stderr)
         try:
             sys.stdout.flush()
         except OSError:

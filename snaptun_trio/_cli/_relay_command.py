@@ -6,7 +6,7 @@ from __future__ import annotations
 import signal
 from argparse import ArgumentTypeError
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import trio
 
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from ._arguments import Commands, HostPort
     from ._child import Facts
 
-SETTINGS = ("targets", "duplicate", "max_sessions", "idle_timeout", "grace", "fragment")
+SETTINGS = (
+    *("targets", "duplicate", "max_sessions", "session_rate", "idle_timeout", "grace", "fragment"),
+)
 
 
 def target(text: str) -> HostPort:
@@ -45,14 +47,18 @@ def add_parser(commands: Commands) -> None:
     add = add_command(commands, "relay", run, summary, what, example).add_argument
     add("listen", metavar="LISTEN", type=host_port, help="such as 127.0.0.1:53, [::1]:53 or :53")
     add("targets", metavar="TARGET", nargs="+", type=target, help="such as 192.0.2.1:53")
-    add("--idle-timeout", type=float, default=60.0, help="seconds to forget a silent client (60)")
-    add("--max-sessions", type=positive(int), help="a worker's clients (70 %% of its descriptors)")
+    seconds: dict[str, Any] = {"metavar": "SECONDS", "type": float}
+    number: dict[str, Any] = {"metavar": "N", "type": positive(int)}
+    add("--idle-timeout", **seconds, default=60.0, help="to forget a silent client (60)")
+    add("--max-sessions", **number, help="a worker's clients (70 %% of its descriptors)")
+    add("--session-rate", **number, default=8192, help="a worker's new clients a second (8192)")
     add("--duplicate", action="store_true", help="all to every target; answers are dropped")
     add("--fragment", action="store_true", help="let IP fragment what is larger than the MTU")
-    add("--workers", type=positive(int), default=1, help="processes that relay (1)")
-    add("--grace", type=float, default=1.0, help="seconds for what is under way at the end (1)")
+    add("--workers", **number, default=1, help="processes that relay (1)")
+    add("--grace", **seconds, default=1.0, help="at most, at the end, for answers to come (1)")
     add("--metrics", metavar="HOST:PORT", type=host_port, help="serve Prometheus at /metrics")
-    add("--interval", type=positive(float), default=1.0, help="seconds between two reports (1)")
+    seconds["type"] = positive(float)
+    add("--interval", **seconds, default=1.0, help="between two times that it is shown (1)")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -62,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
         UdpRelay(None, **settings)
     except (TypeError, ValueError) as error:
         options.error(str(error))
-    trio.run(relay, options, {**settings, "interval": options.interval})
+    trio.run(relay, options, {**settings, "interval": min(options.interval, 1.0)})
     return 0
 
 

@@ -82,10 +82,13 @@ class View:
         wrong = Counter({name: since[name] for name in since if not name.endswith(EXPECTED)})
         if line := "; ".join([*news, *(() if self._json else in_words(wrong, DROPPED))]):
             print(line, file=sys.stderr, flush=True)  # which the live view puts above itself
-        sessions = f"sessions: {sums['sessions']:,} now, {sums['sessions_created']:,} ever"
-        workers = f"{running} of {totals.workers} workers, {totals.restarts} replaced"
+        sessions = f"{sums['sessions_created']:,} ever, turned away {sums['sessions_shed']:,} times"
+        workers = f"{totals.restarts} workers replaced"
+        if not final:
+            sessions = f"{sums['sessions']:,} now, {sessions}"
+            workers = f"{running} of {totals.workers} workers, {totals.restarts} replaced"
         state = [
-            f"{sessions}, {sums['sessions_shed']:,} turned away; {workers}",
+            f"sessions: {sessions}; {workers}",
             *in_words(sums, DROPPED, ERRORS),
         ]
         since = minus(sums, self._drawn)

@@ -79,7 +79,8 @@ class Supervisor:
             if not self.begun.is_set():
                 raise CommandError(how)
             self.totals.restarts += 1
-            self.news.append(f"worker {number} is replaced: {how}")
+            lost = "what it counted since its last report is in no sum"
+            self.news.append(f"worker {number} is replaced: {how}; {lost}")
             steady = trio.current_time() - began > STEADY_AFTER_SECONDS
             pause = 0.0 if steady else min(2 * pause + 0.1, LONGEST_PAUSE_SECONDS)
             with trio.move_on_after(pause):
