@@ -35,8 +35,9 @@ MINIMUM_COVERAGE = 97
 # -P keeps the checkout off the path: what is tested is the package that was installed.
 PYTEST = ("python", "-P", "-m", "pytest")
 PARALLEL = ("-n", "auto", "--dist", "worksteal")
-# The fault suite takes most of the time and is about the kernel, which is the same for all.
-CORE = ("--ignore=tests/faults",)
+# The fault suite takes most of the time and is about the kernel, which is the same for all; and so
+# are most of the tests that take long.
+CORE = ("--ignore=tests/faults", "-m", "not slow")
 
 
 def switch_on_all_of_pyenv() -> None:
@@ -79,7 +80,7 @@ def tests(session: nox.Session) -> None:
 def quick(session: nox.Session) -> None:
     """What one runs while working: no faults, nothing slow, few examples. Options go to pytest."""
     install(session, "test", package=".[cli]")
-    options = ("-q", "-m", "not slow", "--hypothesis-profile=quick")
+    options = ("-q", "--hypothesis-profile=quick")
     session.run(*PYTEST, *PARALLEL, *CORE, *options, *session.posargs)
 
 
