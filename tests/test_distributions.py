@@ -95,7 +95,8 @@ def test_the_pure_wheel_has_the_package_and_nothing_else(tmp_path: Path) -> None
 
 
 @pytest.mark.skipif(
-    sys.platform != "linux" or not shutil.which("cc"), reason="nothing is compiled here"
+    sys.platform != "linux" or not shutil.which(os.environ.get("CC", "cc")),
+    reason="nothing is compiled here",
 )
 def test_the_compiled_wheel_has_the_compiled_part_beside_it(tmp_path: Path) -> None:
     assert build("wheel", tmp_path, SNAPTUN_TRIO_BUILD="yes") == IN_WHEEL | {COMPILED}

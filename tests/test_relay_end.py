@@ -11,6 +11,7 @@ import trio
 import trio.testing
 
 from snaptun_trio import UdpRelay
+from snaptun_trio._kernel._interface import SocketIO
 
 from . import ends, relays
 from .faults.cancelling import Canceller
@@ -101,8 +102,8 @@ def no_fan(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> Fan:
         raise OSError(errno.ENOMEM, "no fan")
 
-    monkeypatch.setattr("snaptun_trio._kernel._interface.SocketIO.fan", refuse)
-    monkeypatch.setattr("snaptun_trio._kernel._linux.LinuxIO.fan", refuse)
+    for kind in (SocketIO, *SocketIO.__subclasses__()):
+        monkeypatch.setattr(kind, "fan", staticmethod(refuse))
 
 
 def no_poller(monkeypatch: pytest.MonkeyPatch) -> None:
