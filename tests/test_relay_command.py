@@ -233,10 +233,10 @@ def test_drops_are_said_on_standard_error(udp: MakeSocket) -> None:
         ask(client, target)  # established: it does not make room
         with relay.client() as stranger:
             stranger.send(b"let me in")
-            assert relay.news() == "to targets dropped table full: 1\n"
+            assert relay.news() == "to targets: 1 dropped, table full\n"
         code, out, err = relay.end()
     assert (code, err) == (0, "")
-    assert out.splitlines()[-1] == "to targets dropped table full: 1"
+    assert out.splitlines()[-1] == "to targets: 1 dropped, table full"
     assert "turned away 1 times" in out
 
 

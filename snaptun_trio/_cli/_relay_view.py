@@ -40,7 +40,9 @@ def in_words(counts: Counter[str], *kinds: str) -> Iterator[str]:
     """What there is of these. The kernel drops buffers; a train of datagrams has several."""
     for name, count in counts.items():
         if count > 0 and any(kind in name for kind in kinds):
-            yield f"{name.replace('.', ' ').replace('_', ' ')}: {count:,}"
+            way, what, *reason = name.split(".")
+            counted = ", ".join([f"{count:,} {what.replace('_', ' ')}", *reason])
+            yield f"{DIRECTIONS[way]}: {counted}"
 
 
 def rates(counts: Counter[str], workers: int) -> Table:
