@@ -23,7 +23,7 @@ async def main(listen: int, target: int, status: int) -> None:
         (first, *_) = await nursery.start(trio.serve_tcp, tell, status)
         print("relaying on port", relay.local_address[1], flush=True)
         print("statistics on port", first.socket.getsockname()[1], flush=True)
-        with trio.open_signal_receiver(signal.SIGTERM) as signals:
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             async for _ in signals:
                 break
         await relay.drain()  # what is under way is sent
