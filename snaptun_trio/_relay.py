@@ -22,7 +22,7 @@ from ._relay_account import FlowAccount, SessionCounts, told
 from ._relay_front import RelayFront
 from ._sockets import (
     DEFAULT_BUFFER,
-    check_where,
+    check_local,
     checked_options,
     checked_targets,
     open_udp_socket,
@@ -133,9 +133,7 @@ class UdpRelay:
         self._given: Socket | None = None
         self._local: Local = None
         if local is None or isinstance(local, tuple | int):
-            check_where("local", local)
-            if isinstance(local, int) and reuse_port:
-                raise ValueError(f"reuse_port=True: the socket of local={local} is bound already")
+            check_local(local, reuse_port=reuse_port)
             self._local = local
         else:
             wanted = "a socket, an address (host, port) or a descriptor"
@@ -318,10 +316,10 @@ class UdpRelay:
         assert self._front is not None
         with trio.move_on_after(self._grace):  # noqa: ASYNC912
             before = -1
-            while (now := self._came()) != before or self._front.forwarding.is_asked:
+            while (now := self._came) != before or self._front.forwarding.is_asked:
                 before = now
                 await trio.sleep(_QUIET)
 
+    @property
     def _came(self) -> int:
-        counted = self.statistics()
-        return counted.to_targets.datagrams_in + counted.to_clients.datagrams_in
+        return self._to_targets.datagrams_in + self._to_clients.datagrams_in

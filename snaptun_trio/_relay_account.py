@@ -32,7 +32,7 @@ class FlowAccount:
     """The counts of one direction.
 
     Attributes:
-      added: see `RelayFlow.datagrams_added`.
+      added, datagrams_in: see `RelayFlow.datagrams_added` and `RelayFlow.datagrams_in`.
       handing_out: datagrams that were received, and are neither sent nor dropped yet.
     """
 
@@ -41,14 +41,14 @@ class FlowAccount:
         self.handing_out = 0
         self._dropped: Counter[str] = Counter()
         self._errors: Counter[int] = Counter()
-        self._receive_calls = self._trains_in = self._datagrams_in = self._bytes_in = 0
+        self._receive_calls = self._trains_in = self.datagrams_in = self._bytes_in = 0
         self._send_calls = self._trains_out = self._datagrams_out = self._bytes_out = 0
 
     def received(self, calls: int, messages: Messages) -> None:
         """Something came in, and is handed out now."""
         self._receive_calls += calls
         self._trains_in += messages.count
-        self._datagrams_in += messages.datagrams
+        self.datagrams_in += messages.datagrams
         self._bytes_in += messages.nbytes
 
     def sent(self, calls: int, trains: int, datagrams: int, nbytes: int) -> None:
@@ -96,7 +96,7 @@ class FlowAccount:
             dropped.update(_not_sent(sender))
             errors.update(sender._waiter.asynchronous_errors)
         return RelayFlow(
-            datagrams_in=self._datagrams_in,
+            datagrams_in=self.datagrams_in,
             bytes_in=self._bytes_in,
             datagrams_added=self.added,
             datagrams_out=datagrams_out,

@@ -74,10 +74,8 @@ async def open_udp_socket(
         UDP socket, or this system has no SO_REUSEPORT.
     """
     options = checked_options(reuse_port, receive_buffer, send_buffer, fragment)
-    check_where("local", local)
+    check_local(local, reuse_port=reuse_port)
     check_where("remote", remote)
-    if isinstance(local, int) and reuse_port:
-        raise ValueError(f"reuse_port=True: the socket of local={local} is bound already")
     await trio.lowlevel.checkpoint()
     remotes = [] if remote is None else await resolve("remote", remote)
     if isinstance(local, int):
@@ -158,6 +156,17 @@ def check_where(name: str, where: object) -> None:
         raise ValueError(f"{name}={brief(where)}: the host is empty; None is every address")
     if name != "local" and not where[1]:
         raise ValueError(f"{name}={brief(where)}: nothing can be sent to port 0")
+
+
+def check_local(local: Local, *, reuse_port: bool) -> None:
+    """Make sure that this says where to receive, and can share its port if it is to.
+
+    Raises:
+      TypeError, ValueError: see `open_udp_socket`.
+    """
+    check_where("local", local)
+    if isinstance(local, int) and reuse_port:
+        raise ValueError(f"reuse_port=True: the socket of local={local} is bound already")
 
 
 def checked_targets(targets: Iterable[Address]) -> tuple[Address, ...]:

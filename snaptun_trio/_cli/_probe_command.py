@@ -27,6 +27,7 @@ from .. import (
 )
 from . import _screen
 from ._arguments import add_command
+from ._path import LOOPBACK, open_end
 
 if TYPE_CHECKING:
     import argparse
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
     Exchanged: TypeAlias = tuple[SenderStatistics, ReceiverStatistics, list[PacketTrain[Any]]]
 
-HERE = "127.0.0.1"
 UDP_SEGMENT = 103  # of include/uapi/linux/udp.h
 MIB4 = 4 << 20  # what `open_udp_socket` asks for
 WITHIN_SECONDS = 2.0  # on loopback everything is there at once
@@ -46,7 +46,7 @@ SEVERAL = tuple(range(100, 116))  # different sizes: they cannot become one trai
 
 
 def exchange(
-    sizes: tuple[int, ...] = (100,), *, train: int = 1, host: str = HERE, option: str = ""
+    sizes: tuple[int, ...] = (100,), *, train: int = 1, host: str = LOOPBACK, option: str = ""
 ) -> Exchanged:
     """Send a train for each of these sizes, in one batch, to a receiver with this option."""
 
@@ -76,14 +76,6 @@ def works(attempt: Callable[[], object]) -> bool:
         return False
 
 
-def bound_socket() -> socket.socket:
-    """A plain socket."""
-    udp = socket.socket(type=socket.SOCK_DGRAM)
-    udp.setblocking(False)
-    udp.bind((HERE, 0))
-    return udp
-
-
 def told(option: str, field: str) -> Callable[[], bool]:
     """Whether a receiver with this option is told it of a datagram."""
     return lambda: works(lambda: getattr(exchange(option=option)[2][0], field))
@@ -91,8 +83,8 @@ def told(option: str, field: str) -> Callable[[], bool]:
 
 def dual_stack() -> bool:
     """Whether a socket of IPv6 hears IPv4."""
-    with trio.run(open_udp_socket, ("::", 0)) as there, bound_socket() as udp:
-        udp.sendto(b"x", (HERE, there.getsockname()[1]))
+    with trio.run(open_udp_socket, ("::", 0)) as there, open_end() as udp:
+        udp.sendto(b"x", (LOOPBACK, there.getsockname()[1]))
         return bool(select.select([there.fileno()], [], [], WITHIN_SECONDS)[0])
 
 
@@ -105,13 +97,13 @@ def send_train(udp: socket.socket, length: int) -> bool:
 
 def longest_train() -> int:
     """The most datagrams that the kernel cuts one message into."""
-    with bound_socket() as udp:
+    with open_end() as udp:
         return next(n for n in itertools.count(1) if not send_train(udp, n + 1))
 
 
 def train_arrives_whole() -> bool:
     """Whether what the kernel could have cut comes in one piece."""
-    with bound_socket() as udp:
+    with open_end() as udp:
         receiver = UdpBatchReceiver(udp)
         # Not the library's sender, in which cutting may be switched off.
         return send_train(udp, 8) and len(receiver.receive_nowait().trains[0]) == 8
@@ -119,14 +111,14 @@ def train_arrives_whole() -> bool:
 
 def granted(option: int) -> int:
     """The bytes of buffer that a socket of the library's gets."""
-    with trio.run(open_udp_socket, (HERE, 0)) as udp:
+    with trio.run(open_udp_socket, (LOOPBACK, 0)) as udp:
         # Linux says twice what it grants.
         return udp.getsockopt(socket.SOL_SOCKET, option) // (2 if sys.platform == "linux" else 1)
 
 
 def drops_are_told() -> bool:
     """Whether the kernel counts what does not fit into a receive buffer."""
-    with bound_socket() as udp:
+    with open_end() as udp:
         udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
         receiver = UdpBatchReceiver(udp)
         for _ in range(100):
