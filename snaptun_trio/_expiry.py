@@ -15,17 +15,18 @@ if TYPE_CHECKING:
     from ._peer_table import PeerT, PeerTable
 
 
-def check_idle_timeout(idle_timeout: float) -> None:
-    """Make sure that this is a number of seconds over 0.
+def check_seconds(name: str, seconds: float, *, zero: bool = False) -> None:
+    """Make sure that an argument is a number of seconds over 0, or 0 if that is one of them.
 
     Raises:
       TypeError: it is no number.
-      ValueError: it is not over 0.
+      ValueError: it is too small, or not a number (NaN).
     """
-    if not isinstance(idle_timeout, int | float) or isinstance(idle_timeout, bool):
-        raise TypeError(f"idle_timeout is a number of seconds, not {brief(idle_timeout)}")
-    if not idle_timeout > 0:  # nor is it not a number
-        raise ValueError(f"idle_timeout is a number of seconds over 0, not {brief(idle_timeout)}")
+    if not isinstance(seconds, int | float) or isinstance(seconds, bool):
+        raise TypeError(f"{name} is a number of seconds, not {brief(seconds)}")
+    if not (seconds >= 0 if zero else seconds > 0):
+        least = ", 0 or more" if zero else " over 0"
+        raise ValueError(f"{name} is a number of seconds{least}, not {brief(seconds)}")
 
 
 async def let_go_of_the_silent(  # noqa: ASYNC910

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, final
 
 import trio
 
-from ._brief import brief
-from ._expiry import check_idle_timeout
+from ._expiry import check_seconds
 from ._groups import raise_single
 from ._kernel._sockets import (
     check_socket,
@@ -125,11 +124,8 @@ class UdpRelay:
             max_sessions = max(1, int(limit * _SHARE_OF_DESCRIPTORS)) if limit else _MANY_SESSIONS
         check_int("max_sessions", max_sessions, 1, 2**31)
         check_int("session_rate", session_rate, 1, 2**31)
-        check_idle_timeout(idle_timeout)
-        if not isinstance(grace, int | float) or isinstance(grace, bool):
-            raise TypeError(f"grace is a number of seconds, not {brief(grace)}")
-        if not grace >= 0:
-            raise ValueError(f"grace is a number of seconds, 0 or more, not {brief(grace)}")
+        check_seconds("idle_timeout", idle_timeout)
+        check_seconds("grace", grace, zero=True)
         self._given: Socket | None = None
         self._local: Local = None
         if local is None or isinstance(local, tuple | int):

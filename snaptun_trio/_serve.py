@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from ._brief import brief
-from ._expiry import check_idle_timeout
+from ._expiry import check_seconds
 from ._groups import raise_single
 from ._kernel._sockets import check_socket, close_socket, is_wildcard
 from ._peer_table import EVICTIONS
@@ -136,7 +136,7 @@ async def serve_udp(  # noqa: ASYNC910
     check_int("peer_queue", peer_queue, 1, 2**31)
     if evict not in EVICTIONS:
         raise ValueError(f"evict is one of {', '.join(EVICTIONS)}, not {brief(evict)}")
-    check_idle_timeout(idle_timeout)
+    check_seconds("idle_timeout", idle_timeout)
     if not isinstance(handler_nursery, trio.Nursery | None):
         raise TypeError(f"handler_nursery is a trio.Nursery, not {brief(handler_nursery)}")
     check_flags(gro=gro, gso=gso, ecn=ecn, timestamps=timestamps)
