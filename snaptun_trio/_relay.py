@@ -14,7 +14,7 @@ from ._groups import raise_single
 from ._kernel._sockets import (
     check_socket,
     close_socket,
-    descriptor_limit,
+    descriptor_limits,
     open_connected,
 )
 from ._relay_account import FlowAccount, SessionCounts, told
@@ -85,8 +85,9 @@ class UdpRelay:
         that a client's first datagram came to.
       targets: ``(host, port)`` of each, at least one. Names are resolved when it begins.
       duplicate: send everything to every target.
-      max_sessions: by default 70 % of the descriptors that the process may have. It may be smaller
-        in fact: each session takes a port of its own as well.
+      max_sessions: by default 70 % of the descriptors that the process may have, and at most as
+        many as it may ever have (the hard RLIMIT_NOFILE). It may be smaller in fact: each session
+        takes a port of its own as well.
       session_rate: how many sessions may be begun in a second, after the first 1024 at once; beyond
         it new clients are turned away. Where each question comes from a port of its own, as those
         of DNS resolvers do, it is also how many questions a second get through.
@@ -119,10 +120,17 @@ class UdpRelay:
     ) -> None:
         check_flags(duplicate=duplicate)
         options = checked_options(reuse_port, receive_buffer, send_buffer, fragment)
+        limits = descriptor_limits()
         if max_sessions is None:
-            limit = descriptor_limit()
-            max_sessions = max(1, int(limit * _SHARE_OF_DESCRIPTORS)) if limit else _MANY_SESSIONS
+            share = int((limits.now or 0) * _SHARE_OF_DESCRIPTORS)
+            max_sessions = _MANY_SESSIONS if limits.now is None else max(1, share)
         check_int("max_sessions", max_sessions, 1, 2**31)
+        # Each has a descriptor. The soft limit does not count: a program may raise it later.
+        if limits.ever is not None and max_sessions > limits.ever:
+            raise ValueError(
+                f"max_sessions={max_sessions}: a process may have at most {limits.ever} open files "
+                "here"
+            )
         check_int("session_rate", session_rate, 1, 2**31)
         check_seconds("idle_timeout", idle_timeout)
         check_seconds("grace", grace, zero=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import socket
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -97,13 +98,37 @@ def test_a_socket_that_is_given_has_its_port_shared_or_not(udp: ends.MakeSocket)
         UdpRelay(udp(), THERE, reuse_port=True)
 
 
+def limit_descriptors(monkeypatch: pytest.MonkeyPatch, now: int | None, ever: int | None) -> None:
+    limits = _sockets.DescriptorLimits(now, ever)
+    monkeypatch.setattr("snaptun_trio._relay.descriptor_limits", lambda: limits)
+
+
 @pytest.mark.parametrize(("limit", "sessions"), [(100, 70), (1, 1), (None, 10_000)])
 def test_sessions_get_their_share_of_the_descriptors(
     limit: int | None, sessions: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("snaptun_trio._relay.descriptor_limit", lambda: limit)
+    limit_descriptors(monkeypatch, limit, None)
     assert UdpRelay(HERE, THERE)._max_sessions == sessions
     assert UdpRelay(HERE, THERE, max_sessions=5)._max_sessions == 5
+
+
+def test_more_sessions_than_there_can_ever_be_descriptors_are_told_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    limit_descriptors(monkeypatch, 100, 500)
+    assert UdpRelay(HERE, THERE, max_sessions=500)._max_sessions == 500, "the soft one may be raised"
+    told = "max_sessions=501: a process may have at most 500 open files here"
+    with pytest.raises(ValueError, match=f"^{told}$"):
+        UdpRelay(HERE, THERE, max_sessions=501)
+
+
+def test_where_the_system_knows_no_limit_there_may_be_any_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
+    assert _sockets.descriptor_limits() == (None, None)
+    assert UdpRelay(HERE, THERE, max_sessions=2**31)._max_sessions == 2**31
+    assert UdpRelay(HERE, THERE)._max_sessions == 10_000
 
 
 def test_the_limit_of_descriptors_is_the_systems(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,10 +141,12 @@ def test_the_limit_of_descriptors_is_the_systems(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(resource, "getrlimit", limits)
     told = (123, 456)
-    assert _sockets.descriptor_limit() == 123
+    assert _sockets.descriptor_limits() == (123, 456)
+    told = (123, resource.RLIM_INFINITY)
+    assert _sockets.descriptor_limits() == (123, None)
     told = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
-    assert _sockets.descriptor_limit() is None
-    assert asked == [resource.RLIMIT_NOFILE] * 2
+    assert _sockets.descriptor_limits() == (None, None)
+    assert asked == [resource.RLIMIT_NOFILE] * 3
 
 
 @pytest.mark.parametrize(
@@ -133,7 +160,6 @@ def test_the_limit_of_descriptors_is_the_systems(monkeypatch: pytest.MonkeyPatch
         {"idle_timeout": math.inf},
         {"grace": 0},
         {"grace": math.inf},
-        {"max_sessions": 2**31},
     ],
 )
 def test_what_is_unusual_is_not_wrong(fine: dict[str, Any]) -> None:

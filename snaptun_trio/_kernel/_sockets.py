@@ -249,11 +249,20 @@ def switched_off(offload: str) -> bool:
     return os.environ.get(f"SNAPTUN_TRIO_{offload}") == "0"
 
 
-def descriptor_limit() -> int | None:
-    """How many descriptors this process may have open; `None` where the system does not say."""
+class DescriptorLimits(NamedTuple):
+    """How many descriptors this process may have open; `None` where the system sets no limit."""
+
+    now: int | None
+    """The soft limit, which a program may raise ..."""
+    ever: int | None
+    """... up to the hard one."""
+
+
+def descriptor_limits() -> DescriptorLimits:
+    """What the system says of it; nothing, where it does not."""
     try:
         import resource
     except ImportError:
-        return None
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return None if limit == resource.RLIM_INFINITY else limit
+        return DescriptorLimits(None, None)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return DescriptorLimits(*[None if n == resource.RLIM_INFINITY else n for n in limits])
