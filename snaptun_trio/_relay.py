@@ -83,7 +83,8 @@ class UdpRelay:
       local: where clients send to: what `open_udp_socket` takes as ``local``, or a bound UDP
         socket, which is closed at the end. On a wildcard address answers leave from the address
         that a client's first datagram came to.
-      targets: ``(host, port)`` of each, at least one. Names are resolved when it begins.
+      targets: ``(host, port)`` of each, at least one, and none twice. Names are resolved when it
+        begins; two that turn out to be one address are one target.
       duplicate: send everything to every target.
       max_sessions: by default 70 % of the descriptors that the process may have, and at most as
         many as it may ever have (the hard RLIMIT_NOFILE). It may be smaller in fact: each session
@@ -100,7 +101,8 @@ class UdpRelay:
         (the relay cannot choose its sizes). Trains go out datagram by datagram then.
 
     Raises:
-      TypeError, ValueError: an argument has the wrong type, or a number is out of its range.
+      TypeError, ValueError: an argument has the wrong type, a number is out of its range, or a
+        target is given twice.
     """
 
     def __init__(
@@ -235,13 +237,14 @@ class UdpRelay:
     async def set_targets(self, targets: Iterable[Address]) -> None:
         """Have other targets from now on, after their names are resolved. A checkpoint.
 
-        Sessions whose target is none of them any more end; what their clients send next begins new
-        ones. All others stay as they are. If cancelled, nothing has changed.
+        As in the constructor, names that turn out to be one address are one target. Sessions whose
+        target is none of them any more end; what their clients send next begins new ones. All
+        others stay as they are. If cancelled, nothing has changed.
 
         Raises:
           OSError: a name is not known, or there is no way to a target.
           RuntimeError: it has not begun, or has ended.
-          TypeError, ValueError: an address is none, or there is no target.
+          TypeError, ValueError: an address is none, or is given twice, or there is no target.
         """
         asked = checked_targets(targets)
         found = await self._resolved(asked)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Iterable
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, TypeAlias
 
 import trio
@@ -170,10 +171,10 @@ def check_local(local: Local, *, reuse_port: bool) -> None:
 
 
 def checked_targets(targets: Iterable[Address]) -> tuple[Address, ...]:
-    """The targets of a relay, each of which looks like an address.
+    """The targets of a relay: each looks like an address, and none stands there twice.
 
     Raises:
-      TypeError, ValueError: one does not, or there is none.
+      TypeError, ValueError: that is not so, or there is none.
     """
     one = isinstance(targets, tuple) and targets and isinstance(targets[0], str)
     if one or isinstance(targets, str) or not isinstance(targets, Iterable):
@@ -181,11 +182,26 @@ def checked_targets(targets: Iterable[Address]) -> tuple[Address, ...]:
     found = tuple(targets)
     if not found:
         raise ValueError("a relay needs at least one target")
+    known = set()
     for target in found:
         if target is None:
             raise TypeError("a target is (host, port), not None")
         check_where("target", target)
+        if (spelled := _spelled(target)) in known:
+            raise ValueError(f"target={brief(target)} is given twice")
+        known.add(spelled)
     return found
+
+
+def _spelled(where: Address) -> tuple[object, ...]:
+    """The same for all spellings of an address that are known to be one without a look-up."""
+    host, port, *rest = where
+    try:
+        numeric = ip_address(host)
+        host = str(getattr(numeric, "ipv4_mapped", None) or numeric)
+    except ValueError:  # a name
+        host = host.lower()
+    return host, port, *(rest or (0, 0))
 
 
 async def resolve(name: str, where: tuple[object, ...]) -> list[Address]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import socket
 import sys
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,8 @@ from snaptun_trio import UdpRelay
 from snaptun_trio._kernel import _sockets
 
 if TYPE_CHECKING:
+    from snaptun_trio import Address
+
     from . import ends
 
 HERE = ("127.0.0.1", 0)
@@ -116,7 +119,9 @@ def test_more_sessions_than_there_can_ever_be_descriptors_are_told_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     limit_descriptors(monkeypatch, 100, 500)
-    assert UdpRelay(HERE, THERE, max_sessions=500)._max_sessions == 500, "the soft one may be raised"
+    assert (
+        UdpRelay(HERE, THERE, max_sessions=500)._max_sessions == 500
+    )  # the soft one can be raised
     told = "max_sessions=501: a process may have at most 500 open files here"
     with pytest.raises(ValueError, match=f"^{told}$"):
         UdpRelay(HERE, THERE, max_sessions=501)
@@ -181,3 +186,37 @@ async def test_new_targets_are_looked_at_as_well(
     relay = UdpRelay(HERE, THERE)
     with trio.fail_after(1), pytest.raises(error):
         await relay.set_targets(targets)
+
+
+SPELLINGS: list[tuple[Any, Any]] = [
+    (("127.0.0.1", 9), ("127.0.0.1", 9)),
+    (("Example.ORG", 9), ("example.org", 9)),
+    (("::1", 9), ("0:0::1", 9)),
+    (("2001:DB8::a", 9), ("2001:db8::A", 9, 0, 0)),
+    (("127.0.0.1", 9), ("::ffff:127.0.0.1", 9)),
+]
+
+
+@pytest.mark.parametrize(("one", "again"), SPELLINGS)
+async def test_a_target_that_is_given_twice_is_told(one: Any, again: Any) -> None:  # noqa: ANN401
+    targets = [one, ("127.0.0.2", 9), again]
+    for given in (targets, iter(targets)):
+        with pytest.raises(ValueError, match=rf"^target={re.escape(str(again))} is given twice$"):
+            UdpRelay(HERE, given)
+    relay = UdpRelay(HERE, THERE)
+    with trio.fail_after(1), pytest.raises(ValueError, match="is given twice"):
+        await relay.set_targets(targets)
+
+
+def test_targets_that_differ_are_not_one() -> None:
+    targets: list[Address] = [
+        ("127.0.0.1", 9),
+        ("127.0.0.1", 10),
+        ("::1", 9),
+        ("name.invalid", 9),
+        ("other.invalid", 9),
+        ("fe80::1", 9, 0, 1),
+        ("fe80::1", 9, 0, 2),
+        ("fe80::1%lo", 9),
+    ]
+    assert "8 targets" in repr(UdpRelay(HERE, targets))

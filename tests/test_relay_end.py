@@ -275,12 +275,14 @@ async def test_cancelled_at_any_moment_it_adds_up_and_leaves_nothing_open(
     udp: ends.MakeSocket, duplicate: bool
 ) -> None:
     """At each place of `run` itself; and while other tasks of it are anywhere."""
-    target, clients = udp(), [udp() for _ in range(40)]
+    targets, clients = [udp(), udp()], [udp() for _ in range(40)]
+    where = [ends.address_of(target) for target in targets]
     found = 0
     for checkpoint in range(1, 60):
-        relays.waiting(target)
+        for target in targets:
+            relays.waiting(target)
         with relays.same_descriptors(), Canceller() as canceller:
-            relay = UdpRelay(HERE, [ends.address_of(target)] * 2, duplicate=duplicate)
+            relay = UdpRelay(HERE, where, duplicate=duplicate)
 
             async def feed(relay: UdpRelay, turns: int) -> None:
                 while relay._local_address is None:
@@ -298,7 +300,8 @@ async def test_cancelled_at_any_moment_it_adds_up_and_leaves_nothing_open(
                 nursery.cancel_scope.cancel()
             closed_relay(relay)
             told = relays.laws(relay)
-        assert len(relays.waiting(target)) == told.to_targets.datagrams_out
+        came = sum(len(relays.waiting(target)) for target in targets)
+        assert came == told.to_targets.datagrams_out
         found = max(found, reached)
         if not cancelled:
             break
