@@ -11,9 +11,13 @@ from pathlib import Path
 
 from ._interface import BringsIO, SocketIO
 from ._portable import PortableIO
-from ._sockets import check_socket
+from ._sockets import check_socket, switched_off
 
 logger = logging.getLogger("snaptun_trio")
+
+# At the import: who misspells it believes that a faulty offload is off.
+for _offload in ("GSO", "GRO"):
+    switched_off(_offload)
 
 
 @functools.cache

@@ -245,8 +245,16 @@ def is_wildcard(sock: Socket) -> bool:
 
 
 def switched_off(offload: str) -> bool:
-    """Whether the operator switched "GSO" or "GRO" off in the environment."""
-    return os.environ.get(f"SNAPTUN_TRIO_{offload}") == "0"
+    """Whether the operator switched "GSO" or "GRO" off in the environment.
+
+    Raises:
+      ImportError: the variable has a value that means nothing.
+    """
+    name = f"SNAPTUN_TRIO_{offload}"
+    value = os.environ.get(name, "")
+    if value not in ("", "0", "1"):
+        raise ImportError(f"{name}={value}: it is 0, which is off, 1 or empty")
+    return value == "0"
 
 
 class DescriptorLimits(NamedTuple):
