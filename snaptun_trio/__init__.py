@@ -26,7 +26,7 @@ from ._pump import BatchPump
 from ._receiver import UdpBatchReceiver
 from ._receiver_group import UdpReceiverGroup
 from ._relay import UdpRelay
-from ._relay_statistics import RelayFlow, RelayStatistics
+from ._relay_statistics import RelayFlow, RelayStatistics, RelayTarget
 from ._sender import UdpBatchSender
 from ._serve import serve_udp
 from ._server import UdpServer
@@ -64,6 +64,7 @@ __all__ = [
     "ReceiverStatistics",
     "RelayFlow",
     "RelayStatistics",
+    "RelayTarget",
     "SendBatchError",
     "SendFailure",
     "SenderStatistics",

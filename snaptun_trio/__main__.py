@@ -12,6 +12,12 @@ def main() -> int:
         from ._cli._main import main as run  # which takes a moment, in which Ctrl-C may come
     except KeyboardInterrupt:
         return 130
+    except ModuleNotFoundError as error:
+        if error.name not in ("rich", "prometheus_client"):
+            raise
+        how = "pip install 'snaptun_trio[cli]', or '.[cli]' in a clone of it"
+        print(f"snaptun-trio: it needs {error.name}, which is not there: {how}", file=sys.stderr)
+        return 1
     return run()
 
 

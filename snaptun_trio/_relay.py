@@ -1,24 +1,22 @@
 # UdpRelay: a forwarder between clients and one or several targets.
 #
-# It checks what is asked for, opens the socket that clients know, and begins and ends everything in
-# the right order. How datagrams are moved is in `_relay_front`.
+# It checks what is asked for, finds the targets, and opens the sockets that clients know and closes
+# them. What forwards is in `_relay_in_process`, or in the processes of `_relay_workers`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, final
+import socket
+import sys
+from typing import TYPE_CHECKING, Any, final
 
 import trio
 
 from ._expiry import check_seconds
 from ._groups import raise_single
-from ._kernel._sockets import (
-    check_socket,
-    close_socket,
-    descriptor_limits,
-    open_connected,
-)
-from ._relay_account import FlowAccount, SessionCounts, told
-from ._relay_front import RelayFront
+from ._kernel._sockets import check_socket, close_socket, descriptor_limits, open_connected
+from ._relay_in_process import RelayInProcess
+from ._relay_sums import nothing
+from ._relay_workers import RelayWorkers
 from ._sockets import (
     DEFAULT_BUFFER,
     check_local,
@@ -31,7 +29,6 @@ from ._sockets import (
 from ._train import check_flags, check_int
 
 if TYPE_CHECKING:
-    import socket as stdlib_socket
     from collections.abc import Iterable, Sequence
 
     from ._kernel._interface import Socket
@@ -39,11 +36,7 @@ if TYPE_CHECKING:
     from ._sockets import Local
     from ._train import Address
 
-# Of the descriptors that the process may have, what sessions get; and what where none is told.
-_SHARE_OF_DESCRIPTORS = 0.7
-_MANY_SESSIONS = 10_000
-# A relay that was stopped is done when nothing has come for so long, in seconds.
-_QUIET = 0.1
+_MOST_WORKERS = 1024  # more is a mistake
 
 
 @final
@@ -95,6 +88,10 @@ class UdpRelay:
       idle_timeout: after so many seconds without a datagram either way a session ends; `math.inf`
         for never.
       grace: how many seconds `stop` lets the sessions go on at most.
+      workers: 0 relays in this process. With more, so many processes of their own relay, on one
+        port (``SO_REUSEPORT``), and ``max_sessions`` and ``session_rate`` are each worker's. One
+        that dies is replaced, which is logged: its socket stays, so that what comes meanwhile
+        waits, and nobody else's clients move. Not on Windows.
       reuse_port: see `open_udp_socket`; for the clients' socket.
       receive_buffer, send_buffer: see `open_udp_socket`; for every socket.
       fragment: let IP fragment what is over the MTU of the next link, which is refused otherwise
@@ -107,7 +104,7 @@ class UdpRelay:
 
     def __init__(
         self,
-        local: Local | trio.socket.SocketType | stdlib_socket.socket,
+        local: Local | trio.socket.SocketType | socket.socket,
         targets: Iterable[Address],
         *,
         duplicate: bool = False,
@@ -115,6 +112,7 @@ class UdpRelay:
         session_rate: int = 8192,
         idle_timeout: float = 60.0,
         grace: float = 1.0,
+        workers: int = 0,
         reuse_port: bool = False,
         receive_buffer: int = DEFAULT_BUFFER,
         send_buffer: int = DEFAULT_BUFFER,
@@ -122,17 +120,16 @@ class UdpRelay:
     ) -> None:
         check_flags(duplicate=duplicate)
         options = checked_options(reuse_port, receive_buffer, send_buffer, fragment)
-        limits = descriptor_limits()
-        if max_sessions is None:
-            share = int((limits.now or 0) * _SHARE_OF_DESCRIPTORS)
-            max_sessions = _MANY_SESSIONS if limits.now is None else max(1, share)
-        check_int("max_sessions", max_sessions, 1, 2**31)
-        # Each has a descriptor. The soft limit does not count: a program may raise it later.
-        if limits.ever is not None and max_sessions > limits.ever:
-            raise ValueError(
-                f"max_sessions={max_sessions}: a process may have at most {limits.ever} open files "
-                "here"
-            )
+        check_int("workers", workers, 0, _MOST_WORKERS)
+        if workers and sys.platform == "win32":
+            raise ValueError("workers: a socket cannot be handed to a process on Windows")
+        if max_sessions is not None:
+            check_int("max_sessions", max_sessions, 1, 2**31)
+            # Each has a descriptor. The soft limit does not count: a program may raise it later.
+            most = descriptor_limits().ever
+            if most is not None and max_sessions > most:
+                may = f"a process may have at most {most} open files here"
+                raise ValueError(f"max_sessions={max_sessions}: {may}")
         check_int("session_rate", session_rate, 1, 2**31)
         check_seconds("idle_timeout", idle_timeout)
         check_seconds("grace", grace, zero=True)
@@ -145,20 +142,24 @@ class UdpRelay:
             wanted = "a socket, an address (host, port) or a descriptor"
             self._given = check_socket(local, wanted)
             refuse_options(reuse_port=(reuse_port, False))
+        if workers > 1 and (self._given is not None or isinstance(local, int)):
+            raise ValueError("workers: each needs a socket of its own, so give an address")
         self._asked = checked_targets(targets)
-        self._duplicate = duplicate
-        self._max_sessions = max_sessions
-        self._session_rate = session_rate
-        self._idle_timeout = idle_timeout
-        self._grace = grace
         self._reuse_port = reuse_port
-        self._options = options._replace(reuse_port=False)
+        self._options = options._replace(reuse_port=False)  # of the sockets towards targets
+        self._settings: dict[str, Any] = {
+            "duplicate": duplicate,
+            "max_sessions": max_sessions,
+            "session_rate": session_rate,
+            "idle_timeout": idle_timeout,
+            "grace": grace,
+        }
+        self._worker_count = workers
         self._targets: tuple[Address, ...] = ()
-        self._stop, self._end = trio.Event(), trio.Event()
-        self._began = False
+        self._began = self._stopped = False
+        self._end = trio.Event()
         self._local_address: Address | None = None
-        self._front: RelayFront | None = None
-        self._to_targets, self._to_clients = FlowAccount(), FlowAccount()
+        self._running: RelayInProcess | RelayWorkers | None = None
 
     def __repr__(self) -> str:
         where = "not begun" if self._local_address is None else f"on {self._local_address}"
@@ -198,33 +199,34 @@ class UdpRelay:
         if self._began:
             raise RuntimeError("a relay runs only once")
         self._began = True
-        sock = self._given
+        sockets = [] if self._given is None else [self._given]
         try:
             self._targets = await self._resolved(self._asked)
-            if sock is None:
-                sock = await open_udp_socket(
-                    self._local,
-                    reuse_port=self._reuse_port,
-                    receive_buffer=self._options.receive_buffer,
-                    send_buffer=self._options.send_buffer,
-                    fragment=self._options.fragment,
-                )
-            await self._run(sock, task_status)
+            if not sockets:
+                await self._open(sockets)
+            self._local_address = sockets[0].getsockname()
+            if self._local_address in self._targets:
+                raise ValueError(f"a target is the relay itself: {self._local_address}")
+            self._running = running = self._begin(sockets)
+            if self._stopped:
+                running.stop()
+            await running.run(lambda: task_status.started(self))
         except BaseExceptionGroup as group:
             raise_single(group)
         finally:
-            if sock is not None:
+            for sock in sockets:
                 close_socket(sock)
             self._end.set()
 
+    @trio.lowlevel.enable_ki_protection
     def stop(self) -> None:
         """Turn new clients away, and end `run` when nothing more comes, or after ``grace``.
 
         Stopping again does nothing.
         """
-        if self._front is not None:
-            self._front.forwarding.stopping = True
-        self._stop.set()
+        self._stopped = True
+        if self._running is not None:
+            self._running.stop()
 
     async def drain(self) -> None:
         """`stop`, and wait until `run` has returned. A checkpoint; if cancelled, it is stopped."""
@@ -248,9 +250,9 @@ class UdpRelay:
         """
         asked = checked_targets(targets)
         found = await self._resolved(asked)
-        if self._front is None or self._end.is_set():
+        if self._running is None or self._end.is_set():
             raise RuntimeError("the relay does not run")
-        self._front.forwarding.set_targets(found)
+        self._running.set_targets(found)
         self._targets = found
 
     def statistics(self) -> RelayStatistics:
@@ -258,18 +260,7 @@ class UdpRelay:
 
         With more than 200 sessions what the kernel dropped from their sockets is some calls old.
         """
-        if self._front is None:
-            return told(
-                SessionCounts(), 0, self._to_targets.snapshot(), self._to_clients.snapshot()
-            )
-        forwarding, received = self._front.forwarding, self._front.receiver.statistics()
-        senders = [one.sender for one in forwarding.upstreams() if one.sender is not None]
-        return told(
-            forwarding.counts,
-            len(forwarding),
-            self._to_targets.snapshot(senders, received.buffers_dropped_by_kernel or 0),
-            self._to_clients.snapshot([self._front.sender], forwarding.buffers_dropped()),
-        )
+        return nothing() if self._running is None else self._running.statistics()
 
     # -- from beginning to end
 
@@ -290,43 +281,19 @@ class UdpRelay:
                 raise tried or OSError(f"no address is known of {target}")
         return tuple(found)  # noqa: ASYNC910  # there is one, and to resolve it was a checkpoint
 
-    async def _run(self, sock: Socket, task_status: trio.TaskStatus[UdpRelay]) -> None:
-        if sock.getsockname() in self._targets:
-            raise ValueError(f"a target is the relay itself: {sock.getsockname()}")
-        self._front = front = RelayFront(
-            sock,
-            self._targets,
-            duplicate=self._duplicate,
-            max_sessions=self._max_sessions,
-            session_rate=self._session_rate,
-            idle_timeout=self._idle_timeout,
-            options=self._options,
-            to_targets=self._to_targets,
-            to_clients=self._to_clients,
-        )
-        self._local_address = front.receiver.local_address
-        front.forwarding.stopping = self._stop.is_set()
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(front.move)
-                nursery.start_soon(front.expire)
-                nursery.start_soon(front.notice_closing)
-                task_status.started(self)
-                await self._stop.wait()
-                await self._until_quiet()
-                nursery.cancel_scope.cancel(reason="the relay was stopped")
-        finally:
-            with trio.CancelScope(shield=True):
-                await front.finish()
+    async def _open(self, sockets: list[Socket]) -> None:  # noqa: ASYNC910  # it was one to resolve
+        """Open a socket, or one for each worker, and put them into the list as they come."""
+        options = {**self._options._asdict(), "reuse_port": self._reuse_port}
+        sockets.append(await open_udp_socket(self._local, **options))
+        if self._worker_count > 1:
+            # Not before: a port that is in use is told, though its owner may share it too.
+            sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        options["reuse_port"] = True
+        while len(sockets) < self._worker_count:
+            sockets.append(await open_udp_socket(sockets[0].getsockname(), **options))
 
-    async def _until_quiet(self) -> None:  # noqa: ASYNC910  # it was one to be stopped
-        assert self._front is not None
-        with trio.move_on_after(self._grace):  # noqa: ASYNC912
-            before = -1
-            while (now := self._came) != before or self._front.forwarding.is_asked:
-                before = now
-                await trio.sleep(_QUIET)
-
-    @property
-    def _came(self) -> int:
-        return self._to_targets.datagrams_in + self._to_clients.datagrams_in
+    def _begin(self, sockets: Sequence[Socket]) -> RelayInProcess | RelayWorkers:
+        if not self._worker_count:
+            settings = {**self._settings, "options": self._options}
+            return RelayInProcess(sockets[0], self._targets, **settings)
+        return RelayWorkers(sockets, self._targets, {**self._settings, **self._options._asdict()})

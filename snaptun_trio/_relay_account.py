@@ -1,4 +1,4 @@
-# What a relay counts of one direction.
+# What a relay counts: of one direction, and of one target in it.
 #
 # What goes through senders of its own they count; all that was received, and what many sockets sent
 # at once, is entered here when it is handed out, and so is what was never given to a socket, by
@@ -11,13 +11,14 @@ from errno import errorcode
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from ._relay_statistics import RelayFlow, RelayStatistics
+from ._relay_statistics import RelayFlow, RelayStatistics, RelayTarget
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from ._messages import Messages
     from ._sender import UdpBatchSender
+    from ._train import Address
 
 
 class SessionCounts:
@@ -66,13 +67,12 @@ class FlowAccount:
         """A socket told of an error about an earlier datagram."""
         self._errors[number] += 1
 
-    def forget(self, sender: UdpBatchSender | None) -> None:
-        """A socket is closed that had this sender, or none."""
-        if sender is not None:
-            flush = sender._flush
-            self.sent(flush.calls, flush.trains, flush.datagrams, flush.nbytes)
-            self._dropped.update(_not_sent(sender))
-            self._errors.update(sender._waiter.asynchronous_errors)
+    def forget(self, sender: UdpBatchSender) -> None:
+        """A socket is closed that had this sender."""
+        flush = sender._flush
+        self.sent(flush.calls, flush.trains, flush.datagrams, flush.nbytes)
+        self._dropped.update(_not_sent(sender))
+        self._errors.update(sender._waiter.asynchronous_errors)
 
     def finish(self) -> None:
         """The relay has ended: nothing that is still being handed out will be sent."""
@@ -102,10 +102,8 @@ class FlowAccount:
             datagrams_out=datagrams_out,
             bytes_out=bytes_out,
             datagrams_waiting=self.handing_out,
-            dropped=MappingProxyType({reason: count for reason, count in dropped.items() if count}),
-            asynchronous_errors=MappingProxyType(
-                {_errno_name(number): count for number, count in errors.items()}
-            ),
+            dropped=_shown(dropped),
+            asynchronous_errors=_by_name(errors),
             buffers_dropped_by_kernel=buffers_dropped,
             receive_calls=self._receive_calls,
             trains_in=self._trains_in,
@@ -114,8 +112,67 @@ class FlowAccount:
         )
 
 
+class TargetAccount:
+    """The counts of one target. What is dropped, and each error, is the flow's as well.
+
+    Attributes:
+      sessions: how many it has.
+      datagrams_out: what was sent past the senders, which count the rest.
+    """
+
+    def __init__(self, flow: FlowAccount) -> None:
+        self._flow = flow
+        self.sessions = self.datagrams_out = 0
+        self._dropped: Counter[str] = Counter()
+        self._errors: Counter[int] = Counter()
+
+    def drop(self, reason: str, datagrams: int) -> None:
+        """Something that was for it will not be sent."""
+        self._dropped[reason] += datagrams
+        self._flow.drop(reason, datagrams)
+
+    def note_error(self, number: int) -> None:
+        """A socket to it told of an error about an earlier datagram."""
+        self._errors[number] += 1
+        self._flow.note_error(number)
+
+    def forget(self, sender: UdpBatchSender) -> None:
+        """A socket to it is closed that had this sender."""
+        self._flow.forget(sender)
+        self.datagrams_out += sender._flush.datagrams
+        self._dropped.update(_not_sent(sender))
+        self._errors.update(sender._waiter.asynchronous_errors)
+
+    def snapshot(self, address: Address, senders: Iterable[UdpBatchSender]) -> RelayTarget:
+        """All of them, with those of senders that are still there."""
+        datagrams_out = self.datagrams_out
+        dropped, errors = self._dropped.copy(), self._errors.copy()
+        for sender in senders:
+            datagrams_out += sender._flush.datagrams
+            dropped.update(_not_sent(sender))
+            errors.update(sender._waiter.asynchronous_errors)
+        return RelayTarget(
+            address=address,
+            sessions=self.sessions,
+            datagrams_out=datagrams_out,
+            dropped=_shown(dropped),
+            asynchronous_errors=_by_name(errors),
+        )
+
+
+def accounts_of(
+    targets: Iterable[Address], flow: FlowAccount, known: Mapping[Address, TargetAccount]
+) -> dict[Address, TargetAccount]:
+    """An account for each target: its own where it has one, or a new one."""
+    return {target: known.get(target) or TargetAccount(flow) for target in targets}
+
+
 def told(
-    counts: SessionCounts, sessions: int, to_targets: RelayFlow, to_clients: RelayFlow
+    counts: SessionCounts,
+    sessions: int,
+    to_targets: RelayFlow,
+    to_clients: RelayFlow,
+    targets: Iterable[RelayTarget] = (),
 ) -> RelayStatistics:
     """All of it, as a program sees it."""
     return RelayStatistics(
@@ -129,6 +186,7 @@ def told(
         sessions_shed=counts.shed,
         to_targets=to_targets,
         to_clients=to_clients,
+        targets=tuple(targets),
     )
 
 
@@ -140,6 +198,14 @@ def _not_sent(sender: UdpBatchSender) -> Counter[str]:
     # Nothing waits in a sender's queue here, so what was discarded is what its socket did not take.
     reasons["socket full"] += sender._discarded
     return reasons
+
+
+def _shown(dropped: Counter[str]) -> Mapping[str, int]:
+    return MappingProxyType({reason: count for reason, count in dropped.items() if count})
+
+
+def _by_name(errors: Counter[int]) -> Mapping[str, int]:
+    return MappingProxyType({_errno_name(number): count for number, count in errors.items()})
 
 
 def _errno_name(number: int) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ._batch import messages_of
-from ._relay_account import SessionCounts
+from ._relay_account import SessionCounts, TargetAccount, accounts_of
 from ._upstream import Upstream, send_each
 
 if TYPE_CHECKING:
@@ -31,6 +31,9 @@ class RelayCopies:
       nobody: an address for answers, which go nowhere.
       to_targets, to_clients: the accounts.
 
+    Attributes:
+      accounts: of each target.
+
     Raises:
       OSError: there is no socket, or no way, to one of them.
     """
@@ -53,6 +56,7 @@ class RelayCopies:
         self._poller = poller
         self._upstreams: dict[Address, Upstream] = {}
         self._dropped_before = 0
+        self.accounts: dict[Address, TargetAccount] = {}
         self.counts = SessionCounts()  # it has no sessions
         self.stopping = False
         self.is_asked = False  # nobody waits for an answer
@@ -82,7 +86,6 @@ class RelayCopies:
         account.added += copies - messages.datagrams
         account.handing_out += copies
         send_each(upstreams, [messages] * len(upstreams), self._fan, account)
-        account.handing_out -= copies
 
     def answer(self, ready: list[Upstream]) -> int:
         """Drop what these targets answer. Returns how much it was, in datagrams and errors."""
@@ -91,7 +94,7 @@ class RelayCopies:
             messages, served, error = self._fan.receive(ready)
             found += messages.datagrams + bool(error)
             if error:
-                self._to_targets.note_error(error)
+                ready[served - 1].account.note_error(error)
             self._to_clients.received(served, messages)
             self._to_clients.drop("answer", messages.datagrams)
             ready = ready[served:]
@@ -106,11 +109,13 @@ class RelayCopies:
         Raises:
           OSError: there is no socket, or no way, to one of them; nothing has changed.
         """
+        accounts = accounts_of(targets, self._to_targets, self.accounts)
         opened: list[Upstream] = []
         try:
-            for target in targets:
+            for target, account in accounts.items():
                 if target not in self._upstreams:
-                    opened.append(Upstream(target, self._nobody, None, self._options, self._fan))
+                    more = (account, self._nobody, None, self._options, self._fan)
+                    opened.append(Upstream(target, *more))
                     self._poller.add(opened[-1].io, opened[-1])
         except BaseException:
             for upstream in opened:
@@ -119,12 +124,12 @@ class RelayCopies:
         for target in set(self._upstreams).difference(targets):
             self._close(self._upstreams.pop(target))
         self._upstreams.update({upstream.target: upstream for upstream in opened})
+        self.accounts = accounts
 
     def _close(self, upstream: Upstream) -> None:
         self._poller.remove(upstream.io.sock.fileno(), upstream.io)
         self._dropped_before += upstream.io.drops() or 0
         upstream.close()
-        self._to_targets.forget(upstream.sender)
 
     def close(self) -> None:
         """Close everything."""

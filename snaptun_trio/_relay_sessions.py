@@ -17,7 +17,7 @@ from ._kernel import _errnos
 from ._openings import Openings
 from ._peer_table import PeerTable
 from ._rare_log import RareLog
-from ._relay_account import SessionCounts
+from ._relay_account import SessionCounts, accounts_of
 from ._rendezvous import choose
 from ._train import way_back
 from ._upstream import Upstream, send_each, send_or_drop
@@ -74,6 +74,9 @@ class RelaySessions:
       targets: where to; at least one.
       knows_ways: whether what clients send tells which address of ours it came to.
       to_targets, to_clients: the accounts.
+
+    Attributes:
+      accounts: of each target.
     """
 
     def __init__(
@@ -99,6 +102,7 @@ class RelaySessions:
         self._knows_ways = knows_ways
         self._options = options
         self._to_targets, self._to_clients = to_targets, to_clients
+        self.accounts = accounts_of(targets, to_targets, {})
         self._table: PeerTable[RelaySession] = PeerTable(max_sessions, "strangers")
         self._poller = poller
         self._openings = Openings(session_rate)
@@ -178,9 +182,7 @@ class RelaySessions:
     def _send(self, sessions: list[RelaySession], parts: list[Messages]) -> None:
         """Send to each session's target, and forget what was to be sent."""
         if sessions:
-            datagrams = sum([part.datagrams for part in parts])
             send_each(sessions, parts, self._fan, self._to_targets)
-            self._to_targets.handing_out -= datagrams
             sessions.clear()
             parts.clear()
 
@@ -197,30 +199,35 @@ class RelaySessions:
             if victim is not None:
                 self.counts.evicted += self._let_go(victim)
             session = self._open(client, first, now)
-            if session is not None:
-                return session
-            reason = "no socket"
+            self.counts.shed += session is None
+            return session
         self.counts.shed += 1
         self._to_targets.drop(reason, first.datagrams)
         return None
 
     def _open(self, client: Address, first: Messages, now: float) -> RelaySession | None:
-        """A session whose answers are waited for, `None` where the system has none for us."""
+        """A session whose answers are waited for.
+
+        `None` where the system has none for us, or no way to the target; what came is dropped.
+        """
         target = choose(client, self._targets)
+        account = self.accounts[target]
         way: Way | None = None
         if self._knows_ways:
             host, interface = way_back(first_train(batch_of(first)))
             way = None if host is None else (None, host, interface)
         try:
-            session = RelaySession(target, client, way, self._options, self._fan)
+            session = RelaySession(target, account, client, way, self._options, self._fan)
             try:
                 self._poller.add(session.io, session)
             except BaseException:
                 session.close()
                 raise
         except OSError as error:
-            if error.errno in _errnos.NOTHING_LEFT:
+            nothing_left = error.errno in _errnos.NOTHING_LEFT  # which is no target's affair
+            if nothing_left:
                 self._openings.pause(now)
+            (self._to_targets if nothing_left else account).drop("no socket", first.datagrams)
             message = "no session could be opened to %s: %s"
             self._rare_log.warn(error.errno or 0, message, target, error)
             return None
@@ -229,6 +236,7 @@ class RelaySessions:
         session.established = first.datagrams > 1
         self._table.add(session)
         self.counts.created += 1
+        account.sessions += 1
         return session
 
     # -- from targets to clients
@@ -254,7 +262,7 @@ class RelaySessions:
             if error:
                 found += 1
                 if error in _errnos.ASYNCHRONOUS:
-                    self._to_targets.note_error(error)
+                    ready[served - 1].account.note_error(error)
                 else:
                     self.counts.failed += self._close(ready[served - 1])
             ready = ready[served:]
@@ -273,10 +281,13 @@ class RelaySessions:
 
     def set_targets(self, targets: Sequence[Address]) -> None:
         """Other targets from now on. Sessions whose target is none of them any more are closed."""
+        accounts = accounts_of(targets, self._to_targets, self.accounts)
         self._targets = targets
+        self.accounts = self.accounts | accounts
         for session in list(self._table):
             if session.target not in targets:
                 self.counts.moved += self._let_go(session)
+        self.accounts = accounts
 
     def _let_go(self, session: RelaySession) -> bool:
         """Close a session whose last answers may have come already.
@@ -292,11 +303,11 @@ class RelaySessions:
         if self._table.get(session.address) is not session:
             return False
         self._table.remove(session)
+        session.account.sessions -= 1
         fd = session.io.sock.fileno()
         self._poller.remove(fd, session.io)
         self._ask(session)
         session.close()
-        self._to_targets.forget(session.sender)
         return True
 
     def close(self) -> None:

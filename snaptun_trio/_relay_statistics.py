@@ -11,6 +11,8 @@ import attrs
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from ._train import Address
+
 
 @attrs.frozen(kw_only=True)
 class RelayFlow:
@@ -70,12 +72,37 @@ class RelayFlow:
 
 
 @attrs.frozen(kw_only=True)
+class RelayTarget:
+    """What a `UdpRelay` counts of one target, from when it became one. At any time::
+
+        to_targets.datagrams_out >= sum(target.datagrams_out for target in targets)
+
+    and likewise for each reason in ``dropped`` and each error. They are equal as long as
+    `UdpRelay.set_targets` took no target away, but for what was dropped as ``"closed"``, or before
+    it was any target's, such as ``"table full"``.
+    """
+
+    address: Address
+    """Its numeric address, as in `UdpRelay.targets`."""
+    sessions: int
+    """Sessions that it has now; none with ``duplicate``."""
+    datagrams_out: int
+    """Datagrams for it that the kernel took."""
+    dropped: Mapping[str, int]
+    """Datagrams for it that were not sent, by reason, see `RelayFlow.dropped`. ``"no socket"`` is
+    here where there was no way to it, and not where the system had none for anybody."""
+    asynchronous_errors: Mapping[str, int]
+    """What the sockets to it told of, see `RelayFlow.asynchronous_errors`."""
+
+
+@attrs.frozen(kw_only=True)
 class RelayStatistics:
     """A snapshot of a `UdpRelay`. At any time::
 
         sessions_created == (
             sessions + sessions_expired + sessions_evicted + sessions_moved + sessions_failed
             + sessions_closed)
+        sessions == sum(target.sessions for target in targets)
 
     With ``duplicate`` there are no sessions.
     """
@@ -100,3 +127,16 @@ class RelayStatistics:
     """From clients to targets."""
     to_clients: RelayFlow
     """From targets to clients."""
+    targets: tuple[RelayTarget, ...]
+    """Each target of now, or of when the relay ended. One that `UdpRelay.set_targets` takes away is
+    not here any more, and begins anew if it comes back; what it had counted stays in the sums. With
+    ``workers`` it is here until they have said that its sessions have ended."""
+    workers: int = 0
+    """Processes that relay, and have said so within five seconds; 0 without ``workers``. What they
+    have counted is up to half a second old."""
+    worker_restarts: int = 0
+    """Workers that died and were replaced. What one had counted since its last report is lost."""
+    worker_seconds: float = 0.0
+    """How long workers have relayed, those that have ended too, summed over all of them."""
+    worker_cpu_seconds: float = 0.0
+    """The CPU time that they took, user and system."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ._kernel._outgoing import Outgoing
     from ._kernel._sockets import SocketOptions
     from ._messages import Messages, Recipient
-    from ._relay_account import FlowAccount
+    from ._relay_account import FlowAccount, TargetAccount
     from ._train import Address, Way
 
 SOCKET_FULL = "socket full"
@@ -38,6 +38,7 @@ class Upstream(Link):
 
     Args:
       target: the target.
+      account: its account.
       client: for whom what the target sends is.
       way: from which address of ours that leaves.
 
@@ -45,22 +46,28 @@ class Upstream(Link):
       OSError: the system has no socket for it, or there is no way to the target.
     """
 
-    __slots__ = ("sender", "target")
+    __slots__ = ("account", "sender", "target")
 
     def __init__(
-        self, target: Address, client: Address, way: Way | None, options: SocketOptions, fan: Fan
+        self,
+        target: Address,
+        account: TargetAccount,
+        client: Address,
+        way: Way | None,
+        options: SocketOptions,
+        fan: Fan,
     ) -> None:
         sock = open_connected(target, options)
         try:
             super().__init__(socket_io(sock), client)
-            self.target = target
+            self.target, self.account = target, account
             self.sender: UdpBatchSender | None = None
             fan.prepare(self, way)
         except BaseException:
             sock.close()
             raise
 
-    def send_rest(self, rest: Outgoing, refused: int, fan: Fan, account: FlowAccount) -> None:
+    def send_rest(self, rest: Outgoing, refused: int, fan: Fan) -> None:
         """See `send_rest`.
 
         The fan is told where that was because the kernel does not segment, so that the others need
@@ -69,24 +76,37 @@ class Upstream(Link):
         if self.sender is None:
             self.sender = UdpBatchSender(self.io.sock, gso=fan.gso)
         self.sender._io.gso = fan.gso
-        send_rest(self.sender, rest, None, refused, account)
+        send_rest(self.sender, rest, None, refused, self.account)
         fan.gso = self.sender._io.gso
 
     def close(self) -> None:
         """Close the socket. What it has received and nobody has read is lost."""
         if self.sender is not None:
             self.sender.close()
+            self.account.forget(self.sender)
         self.io.sock.close()
 
 
 def send_each(
     upstreams: Sequence[Upstream], batches: list[Messages], fan: Fan, account: FlowAccount
 ) -> None:
-    """Send each batch to the target of its upstream, as far as its socket takes it now."""
-    calls, trains, datagrams, nbytes, rest = fan.send(upstreams, batches, _WORK_A_CALL)
-    account.sent(calls, trains, datagrams, nbytes)
-    for place, refused, outgoing in rest:
-        upstreams[place].send_rest(outgoing, refused, fan, account)
+    """Send each batch to the target of its upstream, as far as its socket takes it now.
+
+    In the account they are being handed out until then.
+    """
+    while batches:
+        calls, trains, datagrams, nbytes, rest = fan.send(upstreams, batches, _WORK_A_CALL)
+        account.sent(calls, trains, datagrams, nbytes)
+        account.handing_out -= datagrams
+        served = calls + len(rest)  # fewer than all where memory lacked
+        for upstream, batch in zip(upstreams[:served], batches):
+            upstream.account.datagrams_out += batch.datagrams
+        for place, _, _ in rest:
+            upstreams[place].account.datagrams_out -= batches[place].datagrams
+        for place, refused, outgoing in rest:
+            upstreams[place].send_rest(outgoing, refused, fan)
+            account.handing_out -= batches[place].datagrams
+        upstreams, batches = upstreams[served:], batches[served:]
 
 
 def send_or_drop(sender: UdpBatchSender, messages: Messages, account: FlowAccount) -> None:
@@ -104,7 +124,7 @@ def send_rest(
     rest: Outgoing,
     recipient: Recipient,
     refused: int,
-    account: FlowAccount,
+    account: FlowAccount | TargetAccount,
 ) -> None:
     """Send what was left over of a batch, as far as the socket takes it now, and drop the rest.
 

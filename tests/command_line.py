@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 PACKAGE_PARENT = Path(snaptun_trio.__file__).resolve().parents[1]
 HANG_GUARD_SECONDS = 240
+NAMES = ("demo", "bench", "probe", "relay")
+EXTRA = ("rich", "prometheus_client")  # what the commands need, and the library does not
 
 linux_only = pytest.mark.skipif(
     sys.platform != "linux", reason="it looks into /proc, or SO_MEMINFO"
@@ -51,8 +53,9 @@ def environment_for(path: Path | None, changes: Mapping[str, str]) -> Mapping[st
 
 
 def hide(directory: Path, module: str) -> Path:
-    """A directory which, on the module search path, makes an import fail."""
-    (directory / f"{module}.py").write_text("raise ImportError('hidden by a test')\n")
+    """A directory which, on the module search path, hides a module as if it were not there."""
+    failure = f"raise ModuleNotFoundError('hidden by a test', name={module!r})\n"
+    (directory / f"{module}.py").write_text(failure)
     return directory
 
 

@@ -54,7 +54,7 @@ class Relay:
         """What it says with --json, up to its end."""
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            yield json.loads(line)
+            yield flat(json.loads(line))
 
     def read_until(self, wanted: Callable[[Facts], bool]) -> Facts:
         """The first object that is as it should be."""
@@ -134,6 +134,16 @@ def run_relay(*arguments: str) -> subprocess.CompletedProcess[str]:
         timeout=ends.PATIENCE,
         check=False,
     )
+
+
+def flat(facts: Facts, before: str = "") -> Facts:
+    """All in one dictionary: "to_targets.dropped.socket full"."""
+    found: Facts = {}
+    for key, value in facts.items():
+        found |= (
+            flat(value, f"{before}{key}.") if isinstance(value, dict) else {before + key: value}
+        )
+    return found
 
 
 def at(address: Address) -> str:

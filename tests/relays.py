@@ -13,6 +13,7 @@ import os
 import socket
 import time
 import warnings
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -20,6 +21,7 @@ import trio.testing
 
 from snaptun_trio import UdpRelay, _relay_front
 from snaptun_trio._kernel import _poller
+from snaptun_trio._relay_in_process import RelayInProcess
 
 from . import ends
 
@@ -40,11 +42,29 @@ def check_flow(flow: RelayFlow) -> None:
     assert all(count > 0 for count in flow.dropped.values()), flow
 
 
+def check_targets(seen: RelayStatistics) -> None:
+    """What is told of targets is of all that went to targets, and nobody's is in none."""
+    flow, targets = seen.to_targets, seen.targets
+    assert len({target.address for target in targets}) == len(targets), seen
+    assert sum(target.sessions for target in targets) == seen.sessions, seen
+    assert sum(target.datagrams_out for target in targets) <= flow.datagrams_out, seen
+    assert all(target.datagrams_out >= 0 for target in targets), seen
+    for of_all, of_each in (
+        (flow.dropped, [target.dropped for target in targets]),
+        (flow.asynchronous_errors, [target.asynchronous_errors for target in targets]),
+    ):
+        together = sum(map(Counter, of_each), Counter())
+        assert together <= Counter(of_all), seen
+        assert all(count > 0 for one in of_each for count in one.values()), seen
+        assert not {"table full", "too many at once", "stopping", "answer"} & set(together), seen
+
+
 def laws(relay: UdpRelay) -> RelayStatistics:
     """What the relay counts, which adds up at any time."""
     seen = relay.statistics()
     check_flow(seen.to_targets)
     check_flow(seen.to_clients)
+    check_targets(seen)
     assert seen.sessions_created == (
         seen.sessions
         + seen.sessions_expired
@@ -185,7 +205,12 @@ def use_poller(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(_relay_front, "open_poller", kind)
 
 
+def front_of(relay: UdpRelay) -> _relay_front.RelayFront:
+    """What a relay that has begun in this process moves datagrams with."""
+    assert isinstance(relay._running, RelayInProcess)
+    return relay._running._front
+
+
 def forwarding_of(relay: UdpRelay) -> Any:  # noqa: ANN401  # sessions or copies
-    """What a relay that has begun forwards with."""
-    assert relay._front is not None
-    return relay._front.forwarding
+    """What it forwards with."""
+    return front_of(relay).forwarding

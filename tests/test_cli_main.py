@@ -7,6 +7,7 @@ import importlib.abc
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,11 +17,12 @@ import pytest
 
 from snaptun_trio import __main__
 from snaptun_trio._cli import _main
-from snaptun_trio._cli._arguments import CommandError, add_command
 from snaptun_trio._cli._main import main
+from snaptun_trio._cli._terminal import CommandError, add_command
 from snaptun_trio._version import __version__
 
 from .command_line import (
+    EXTRA,
     HANG_GUARD_SECONDS,
     children_of,
     environment_for,
@@ -33,7 +35,9 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
 
-    from snaptun_trio._cli._arguments import Commands
+    from snaptun_trio._cli._terminal import Commands
+
+    from .ends import MakeSocket
 
     RunsAs = Callable[[Callable[[], int]], None]
 
@@ -75,11 +79,12 @@ def test_version() -> None:
         (CommandError("it is\n raining"), "it is raining"),
         (
             OSError(errno.EADDRINUSE, "Address already in use: local=('127.0.0.1', 53)"),
-            "address already in use: local=('127.0.0.1', 53)",
+            "address already in use: 127.0.0.1:53",
         ),
         (FileNotFoundError(errno.ENOENT, "No such file", "x.svg"), "no such file: x.svg"),
         (OSError(), "OSError"),
         (ExceptionGroup("two", [CommandError("one"), OSError(5, "Five")]), "one; five"),
+        (ExceptionGroup("same", [OSError(5, "Five"), OSError(5, "Five")]), "five"),
         (ExceptionGroup("", [ExceptionGroup("", [CommandError("deep")])]), "deep"),
     ],
 )
@@ -145,16 +150,22 @@ def test_sigterm_is_taken_as_ctrl_c_and_given_back(runs_as: RunsAs) -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-@pytest.mark.parametrize("module", ["rich", "prometheus_client"])
-def test_without_the_extra_it_says_how_to_install_it(module: str, tmp_path: Path) -> None:
-    path = hide(tmp_path, module)
-    done = run_cli("probe", path=path)
+@pytest.mark.parametrize("arguments", ["probe", "relay --help", "--help", "--version", "", "x"])
+@pytest.mark.parametrize("module", EXTRA)
+def test_without_the_extra_it_says_how_to_install_it(
+    module: str, arguments: str, tmp_path: Path
+) -> None:
+    done = run_cli(*arguments.split(), path=hide(tmp_path, module))
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = done.stderr.splitlines()
-    assert line.startswith(f"snaptun-trio: the commands need {module}, which is not installed")
+    assert line.startswith(f"snaptun-trio: it needs {module}, which is not there: ")
     assert "pip install 'snaptun_trio[cli]'" in line
-    for arguments in (["--version"], ["--help"], ["demo", "--help"]):
-        assert run_cli(*arguments, path=path).returncode == 0
+
+
+def test_what_else_is_missing_is_not_taken_for_the_extra(tmp_path: Path) -> None:
+    done = run_cli("--version", path=hide(tmp_path, "attrs"))
+    assert done.returncode == 1
+    assert done.stderr.endswith("ModuleNotFoundError: hidden by a test\n")
 
 
 @pytest.mark.parametrize(
@@ -221,6 +232,38 @@ def test_json_is_all_there_is_on_standard_output() -> None:
     assert done.stderr == ""
 
 
+@linux_only
+@pytest.mark.parametrize(
+    "arguments",
+    ["relay 127.0.0.1:PORT 127.0.0.1:9", "relay 127.0.0.1:0 127.0.0.1:9 --metrics 127.0.0.1:PORT"],
+)
+def test_an_address_is_told_as_it_was_given(arguments: str) -> None:
+    kinds = (socket.SOCK_STREAM, socket.SOCK_DGRAM)
+    with socket.socket(socket.AF_INET, kinds["--metrics" not in arguments]) as taken:
+        taken.bind(("127.0.0.1", 0))
+        if "--metrics" in arguments:
+            taken.listen()
+        port = taken.getsockname()[1]
+        done = run_cli(*arguments.replace("PORT", f"{port}").split())
+    where = "--metrics " * ("--metrics" in arguments) + f"127.0.0.1:{port}"
+    line = f"snaptun-trio: address already in use: {where}\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", line)
+
+
+@linux_only
+def test_a_relay_to_itself_is_told_in_a_line(udp: MakeSocket) -> None:
+    with udp("127.9.8.7") as free:  # where nobody else takes a port meanwhile
+        where = "{}:{}".format(*free.getsockname())
+    done = run_cli("relay", where, where)
+    line = f"snaptun-trio: a target is the relay itself: {where}\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", line)
+
+
+BY_SIGNALS = pytest.mark.parametrize(
+    ("ending", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "kill"]
+)
+
+
 @pytest.mark.slow
 @linux_only
 @pytest.mark.parametrize("command", ["demo --seconds 3600", "bench"])
@@ -230,18 +273,38 @@ def test_json_is_all_there_is_on_standard_output() -> None:
     ids=["Ctrl-C", "kill", "kill -9"],
 )
 def test_no_process_is_left_behind(ending: signal.Signals, code: int, command: str) -> None:
-    # SIGINT gets its usual meaning back, in case this test runs with it ignored. And the process
-    # says when a path is about to be used: its forwarder is there then.
+    children, rest = end_while_sending(command, ending, code)
+    assert len(children) == 2 if command.startswith("demo") else len(children) >= 3
+    assert rest == ""
+    if ending != signal.SIGKILL:  # and it has waited for each of them
+        assert [child for child in children if Path(f"/proc/{child}").exists()] == []
+
+
+@pytest.mark.slow
+@linux_only
+@BY_SIGNALS
+def test_nor_one_that_answers_no_more(ending: signal.Signals, code: int) -> None:
+    _, rest = end_while_sending("demo --seconds 3600", ending, code, freeze=True)
+    assert rest == ""
+
+
+def end_while_sending(
+    command: str, ending: signal.Signals, code: int, *, freeze: bool = False
+) -> tuple[list[int], str]:
+    """Send this signal to a command after its first burst, when all its children are there; and
+    freeze those before, if wished. Gives them, and what came on standard error."""
+    # SIGINT gets its usual meaning back, in case this test runs with it ignored.
     wrapper = f"""
 import signal, sys
-from snaptun_trio._cli import _main, _path
+from snaptun_trio._cli import _main, _traffic
 signal.signal(signal.SIGINT, signal.default_int_handler)
-send = _path.Path.send
-async def say_and_send(*args, **options):
-    result = await send(*args, **options)
-    print("sending", file=sys.stderr, flush=True)
+send = _traffic.Path._send
+async def send_and_say(*args):
+    result = await send(*args)
+    _traffic.Path._send = send
+    print("sent", file=sys.stderr, flush=True)
     return result
-_path.Path.send = say_and_send
+_traffic.Path._send = send_and_say
 sys.exit(_main.main({command.split()!r}))
 """
     with subprocess.Popen(
@@ -249,19 +312,25 @@ sys.exit(_main.main({command.split()!r}))
         env=environment_for(None, {}),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
+        start_new_session=True,
         text=True,
     ) as process:
         try:
             assert process.stderr is not None
-            assert process.stderr.readline() == "sending\n"
+            assert process.stderr.readline() == "sent\n"
             children = children_of(process.pid)
-            assert children
-            process.send_signal(ending)
+            for child in children if freeze else ():
+                os.kill(child, signal.SIGSTOP)
+            # A terminal sends Ctrl-C to all that it finds.
+            send = os.killpg if ending == signal.SIGINT else os.kill
+            send(process.pid, ending)
+            assert process.wait(HANG_GUARD_SECONDS) == code
+            left = [child for child in children if freeze and Path(f"/proc/{child}").exists()]
+            for child in left:
+                os.kill(child, signal.SIGKILL)  # nobody else would
+            assert left == []
             # The children share this pipe, so its end is the end of the last of them.
             rest = process.stderr.read()
-            assert process.wait(HANG_GUARD_SECONDS) == code
         finally:
             process.kill()
-    assert "Traceback" not in rest
-    if ending != signal.SIGKILL:  # and it has waited for each of them
-        assert [child for child in children if Path(f"/proc/{child}").exists()] == []
+    return children, rest

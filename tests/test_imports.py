@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from pathlib import Path
 
 import attrs
@@ -13,6 +14,8 @@ import pytest
 
 import snaptun_trio
 import snaptun_trio.testing
+
+from .command_line import EXTRA
 
 PACKAGE = Path(snaptun_trio.__file__).parent
 ALL_FILES = sorted(PACKAGE.rglob("*.py"))
@@ -186,6 +189,17 @@ def test_the_command_line_uses_the_package_by_its_public_names() -> None:
                 assert node.attr in snaptun_trio.__all__, f"{path.name}: {node.attr}"
 
 
+def test_the_command_line_needs_what_its_extra_brings_and_no_more() -> None:
+    needed = set()
+    for path in COMMAND_LINE:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                needed |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                needed.add((node.module or "").partition(".")[0])
+    assert needed - sys.stdlib_module_names - {"trio", "attrs"} == set(EXTRA)
+
+
 def test_the_pool_knows_no_socket() -> None:
     known = imported_by("_pool")
     assert not known & {"_kernel._sockets", "_kernel._linux", "_kernel._portable", "_waiter"}
@@ -231,3 +245,8 @@ def test_every_file_says_first_what_it_is_for(path: Path) -> None:
 @pytest.mark.parametrize("path", ALL_FILES, ids=lambda path: name_of(path) or "snaptun_trio")
 def test_no_file_is_longer_than_can_be_read_at_once(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 450
+
+
+def test_the_command_line_is_small_beside_the_library() -> None:
+    lengths = [len(path.read_text(encoding="utf-8").splitlines()) for path in COMMAND_LINE]
+    assert 0 < sum(lengths) < 1200

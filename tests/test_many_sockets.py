@@ -337,6 +337,23 @@ def test_a_train_is_cut_at_the_limit_of_the_family(
     assert [packet for one in recorder.messages for packet in one.datagrams()] == packets
 
 
+def test_where_memory_lacks_what_was_sent_is_told(rows: Compiled, udp: ends.MakeSocket) -> None:
+    system_calls.require_hooks()
+    peer, out = udp(), udp()
+    out.connect(peer.getsockname())
+    some = [rows.rows([payload], [2], [None], None, [None]) for payload in (b"ab", b"cd", b"ef")]
+    fds = [out.fileno(), -1, out.fileno()]
+    rows.send_each(some[:1], fds[:1], 9, 0, 2)  # which leaves room for one that is refused
+    system_calls.fail_allocation(0)
+    *told, ((place, code, refused),) = rows.send_each(some, fds, 9, 0, 2)
+    assert system_calls.fail_allocation(0)[0] < 0, "it came to it"
+    assert (told, place, code, refused.content) == ([1, 1, 1, 2], 1, errno.EBADF, some[1])
+    with pytest.raises(MemoryError):  # there is nothing to tell of before it
+        rows.send_each(some[2:], fds[2:], 9, 0, 2)
+    assert rows.send_each(some[2:], fds[2:], 9, 0, 2) == (1, 1, 1, 2, [])
+    assert ends.read_plainly(peer, 3) == [b"ab", b"ab", b"ef"]
+
+
 def test_send_each_refuses_what_it_cannot_use(rows: Compiled, udp: ends.MakeSocket) -> None:
     batch = rows.rows([b"x"], [1], [None], None, [None])
     good: list[Any] = [[batch], [1], 1, 64, 2]

@@ -13,6 +13,7 @@ import trio
 
 from snaptun_trio import UdpRelay
 from snaptun_trio._kernel import _sockets
+from snaptun_trio._relay_in_process import sessions_for
 
 if TYPE_CHECKING:
     from snaptun_trio import Address
@@ -107,21 +108,15 @@ def limit_descriptors(monkeypatch: pytest.MonkeyPatch, now: int | None, ever: in
 
 
 @pytest.mark.parametrize(("limit", "sessions"), [(100, 70), (1, 1), (None, 10_000)])
-def test_sessions_get_their_share_of_the_descriptors(
-    limit: int | None, sessions: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    limit_descriptors(monkeypatch, limit, None)
-    assert UdpRelay(HERE, THERE)._max_sessions == sessions
-    assert UdpRelay(HERE, THERE, max_sessions=5)._max_sessions == 5
+def test_sessions_get_their_share_of_the_descriptors(limit: int | None, sessions: int) -> None:
+    assert sessions_for(limit) == sessions
 
 
 def test_more_sessions_than_there_can_ever_be_descriptors_are_told_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     limit_descriptors(monkeypatch, 100, 500)
-    assert (
-        UdpRelay(HERE, THERE, max_sessions=500)._max_sessions == 500
-    )  # the soft one can be raised
+    UdpRelay(HERE, THERE, max_sessions=500)  # the soft one can be raised
     told = "max_sessions=501: a process may have at most 500 open files here"
     with pytest.raises(ValueError, match=f"^{told}$"):
         UdpRelay(HERE, THERE, max_sessions=501)
@@ -132,8 +127,7 @@ def test_where_the_system_knows_no_limit_there_may_be_any_number(
 ) -> None:
     monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
     assert _sockets.descriptor_limits() == (None, None)
-    assert UdpRelay(HERE, THERE, max_sessions=2**31)._max_sessions == 2**31
-    assert UdpRelay(HERE, THERE)._max_sessions == 10_000
+    UdpRelay(HERE, THERE, max_sessions=2**31)
 
 
 def test_the_limit_of_descriptors_is_the_systems(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -345,8 +345,7 @@ async def test_an_error_of_the_clients_socket_ends_it(
         async with trio.open_nursery() as nursery:
             await nursery.start(relay.run)
             await relays.Stage(relay, [client]).send(0, b"x")
-            assert relay._front is not None
-            monkeypatch.setattr(relay._front.receiver._io, "receive", fail)
+            monkeypatch.setattr(relays.front_of(relay).receiver._io, "receive", fail)
             client.sendto(b"y", relay.local_address)
     closed_relay(relay)
 

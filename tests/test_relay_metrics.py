@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
 import signal
 import socket
 from typing import TYPE_CHECKING
 
+import attrs
 import pytest
+import trio
 from prometheus_client.parser import text_string_to_metric_families
 
+from snaptun_trio import RelayStatistics, RelayTarget, __version__, backend
 from snaptun_trio._cli import _metrics
-from snaptun_trio._cli._relay_totals import RelayTotals
+from snaptun_trio._relay_sums import nothing
 
 from . import ends
 from .relaying import ask, at, get, open_relay, status_of, where_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from .ends import MakeSocket
 
 Page = dict[tuple[str, ...], float]
@@ -65,7 +71,7 @@ def test_the_page_sums_over_workers_and_no_counter_falls(udp: MakeSocket) -> Non
             assert page["datagrams_per_syscall", direction] >= 1
         assert page["sessions_active",] == page["sessions_created_total",] == CLIENTS
         assert (page["workers",], page["worker_restarts_total",]) == (2, 0)
-        assert page["cpu_seconds_total",] > 0
+        assert page["worker_cpu_seconds_total",] > 0
         for name in ("expired", "evicted", "shed"):
             assert page[f"sessions_{name}_total",] == 0
         os.kill(relay.workers()[0], signal.SIGKILL)
@@ -83,13 +89,34 @@ def test_the_page_sums_over_workers_and_no_counter_falls(udp: MakeSocket) -> Non
         get(where, "/live")
 
 
-def test_drops_have_their_reason() -> None:
-    totals = RelayTotals(1)
-    totals.take(1, {"to_targets.dropped.socket full": 3, "to_clients.dropped.EMSGSIZE": 1})
-    with _metrics.open_metrics(("127.0.0.1", 0), totals) as told:
-        page = page_of(where_of(told))
+@contextlib.contextmanager
+def served(
+    statistics: RelayStatistics, ready: Callable[[], bool] = lambda: True
+) -> Iterator[tuple[str, int]]:
+    """These statistics at an address of this machine."""
+    with _metrics.open_metrics(("127.0.0.1", 0), lambda: statistics, ready) as told:
+        yield where_of(told)
+
+
+async def test_drops_have_their_reason_and_their_target() -> None:
+    target = RelayTarget(
+        address=("::1", 53, 0, 0),
+        sessions=2,
+        datagrams_out=7,
+        dropped={"socket full": 3},
+        asynchronous_errors={"ECONNREFUSED": 4},
+    )
+    flow = attrs.evolve(nothing().to_targets, dropped={"socket full": 3, "EMSGSIZE": 1})
+    with served(attrs.evolve(nothing(), to_targets=flow, targets=(target,))) as where:
+        page = await trio.to_thread.run_sync(page_of, where)
     assert page["dropped_total", "to_targets", "socket full"] == 3
-    assert page["dropped_total", "to_clients", "EMSGSIZE"] == 1
+    assert page["dropped_total", "to_targets", "EMSGSIZE"] == 1
+    assert page["dropped_total", "to_clients", "socket full"] == 0, "there before the first one"
+    assert page["target_sessions_active", "[::1]:53"] == 2
+    assert page["target_datagrams_out_total", "[::1]:53"] == 7
+    assert page["target_dropped_total", "socket full", "[::1]:53"] == 3
+    assert page["target_asynchronous_errors_total", "ECONNREFUSED", "[::1]:53"] == 4
+    assert page["build_info", backend, __version__] == 1
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="for Linux's /proc")
@@ -106,32 +133,45 @@ def test_what_sockets_told_of_earlier_datagrams_is_there_by_errno(udp: MakeSocke
             'asynchronous_errors_total{direction="to_targets",errno="ECONNREFUSED"} 1'
             in (get(relay.metrics, "/metrics")[1])
         )
+        first = relay.news()
+        client.send(b"is really nobody there?")
+        while page_of(relay.metrics)[key] < 2:
+            pass
         code, out, err = relay.end()
-    assert (code, err) == (0, ""), "no datagram is lost by it"
-    assert "to targets: 1 asynchronous errors, ECONNREFUSED" in out.splitlines()
+    assert first.endswith(" to targets: 1 asynchronous errors, ECONNREFUSED\n")
+    assert (code, err) == (0, ""), "no datagram is lost by it, and it is said once"
+    assert "to targets: 2 asynchronous errors, ECONNREFUSED" in out.splitlines()
 
 
-def test_it_is_ready_while_all_workers_relay() -> None:
-    totals = RelayTotals(1)
-    with _metrics.open_metrics((None, 0), totals) as told:
-        where = where_of(told)
-        assert (status_of(where, "/ready"), status_of(where, "/live")) == (503, 200)
-        totals.take(1, {})
-        assert status_of(where, "/ready") == 200
-        totals.stopping = True
-        assert (status_of(where, "/ready"), status_of(where, "/live")) == (503, 200)
+async def test_it_is_ready_while_all_workers_relay() -> None:
+    ready = [False, True, False]
+    with served(nothing(), lambda: ready[0]) as where:
+        for code in (503, 200, 503):
+            assert await trio.to_thread.run_sync(status_of, where, "/ready") == code
+            assert await trio.to_thread.run_sync(status_of, where, "/live") == 200
+            del ready[0]
+            ready.append(False)
 
 
-def test_slow_clients_are_given_up_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_who_asks_for_the_head_gets_no_body() -> None:
+    def head(where: tuple[str, int], path: str) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection(*where, timeout=ends.PATIENCE)
+        with contextlib.closing(connection):
+            connection.request("HEAD", path)
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+
+    with served(nothing(), lambda: False) as where:
+        for path, status in (("/metrics", 200), ("/ready", 503), ("/nonsense", 404)):
+            assert await trio.to_thread.run_sync(head, where, path) == (status, b"")
+
+
+async def test_slow_clients_are_given_up_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_metrics._Request, "timeout", 0.01)
-    with (
-        _metrics.open_metrics(("127.0.0.1", 0), RelayTotals(1)) as told,
-        contextlib.ExitStack() as stack,
-    ):
-        where = where_of(told)
+    with served(nothing()) as where, contextlib.ExitStack() as stack:
         for _ in range(2 * _metrics.MOST_THREADS):
             slow = stack.enter_context(socket.create_connection(where, ends.PATIENCE))
             slow.sendall(b"GET /met")
             with contextlib.suppress(ConnectionResetError):
                 assert slow.recv(100) == b""
-        assert status_of(where, "/live") == 200
+        assert await trio.to_thread.run_sync(status_of, where, "/live") == 200

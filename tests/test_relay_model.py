@@ -76,6 +76,7 @@ class Model:
         self.lines: dict[bool, list[int]] = {False: [], True: []}
         self.upstream: dict[int, Address] = {}
         self.numbers = [0] * CLIENTS
+        self.out = [0] * TARGETS  # to each, since it became one
         self.counts: Counter[str] = Counter()
         self.dropped: Counter[str] = Counter()
         self.sent = self.answered = 0
@@ -142,7 +143,9 @@ class Model:
         for client, some in packets.items():
             self.sent += len(some)
             if self.admit(client, len(some)):
-                self.expected[self.sessions[client].target] += some
+                to = self.sessions[client].target
+                self.expected[to] += some
+                self.out[to] += len(some)
         await relays.until(
             self.relay,
             lambda seen: (
@@ -202,6 +205,7 @@ class Model:
     async def choose_targets(self, chosen: set[int]) -> None:
         self.chosen = chosen
         await self.relay.set_targets([self.where[number] for number in chosen])
+        self.out = [count * (number in chosen) for number, count in enumerate(self.out)]
         for client, session in list(self.sessions.items()):
             if session.target not in chosen:
                 self.end(client, "moved")
@@ -215,6 +219,12 @@ class Model:
         assert told.to_clients.dropped == {}
         assert told.to_targets.datagrams_out == self.sent - self.dropped.total()
         assert told.to_clients.datagrams_out == self.answered
+        with_whom = [session.target for session in self.sessions.values()]
+        assert [(one.address, one.sessions, one.datagrams_out) for one in told.targets] == [
+            (self.where[number], with_whom.count(number), self.out[number])
+            for number in self.chosen
+        ]
+        assert not any(one.dropped or one.asynchronous_errors for one in told.targets)
 
 
 async def play(program: list[Step], ending: str, clock: trio.testing.MockClock) -> None:

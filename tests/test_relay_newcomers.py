@@ -43,6 +43,8 @@ async def test_a_target_without_a_way_keeps_no_client_of_the_others_waiting(
         assert set(told.to_targets.dropped) == {"no socket"}
         assert told.sessions == len(relays.waiting(targets[1])) > 0
         assert told.sessions + told.to_targets.dropped["no socket"] == len(clients)
+        assert [one.dropped for one in told.targets] == [told.to_targets.dropped, {}]
+        assert [one.sessions for one in told.targets] == [0, told.sessions]
 
 
 async def test_without_a_socket_newcomers_are_shed_for_that_reason_for_a_while(
@@ -64,6 +66,7 @@ async def test_without_a_socket_newcomers_are_shed_for_that_reason_for_a_while(
         told = relays.laws(relay)
         assert told.to_targets.dropped == {"no socket": 8}
         assert told.sessions_shed == 8
+        assert told.targets[0].dropped == {}, "the system has none for anybody"
         assert len(tries) == 1
         assert await relays.payloads(target, 2) == [b"x", b"y"]
         begun.clear()

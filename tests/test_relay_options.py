@@ -29,9 +29,8 @@ SHARED = (socket.SOL_SOCKET, socket.SO_REUSEPORT) if hasattr(socket, "SO_REUSEPO
 
 def sockets_of(relay: UdpRelay) -> tuple[Any, list[Any]]:
     """The clients' socket, and those to targets."""
-    assert relay._front is not None
     upstreams = relays.forwarding_of(relay).upstreams()
-    return relay._front.sender.socket, [one.io.sock for one in upstreams]
+    return relays.front_of(relay).sender.socket, [one.io.sock for one in upstreams]
 
 
 @pytest.mark.parametrize("fragment", [False, True])

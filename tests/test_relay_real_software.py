@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from . import ends
+from .relaying import flat
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,7 +49,7 @@ class Relay:
         self._process.send_signal(signal.SIGTERM)
         out, _ = self._process.communicate(timeout=ends.PATIENCE)
         assert self._process.returncode == 0
-        last: dict[str, Any] = json.loads(out.splitlines()[-1])
+        last = flat(json.loads(out.splitlines()[-1]))
         assert last["final"]
         return last
 

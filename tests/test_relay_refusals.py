@@ -11,6 +11,7 @@ import pytest
 import trio
 
 from snaptun_trio import UdpBatchReceiver, UdpBatchSender
+from snaptun_trio._relay_account import accounts_of
 
 from . import ends, groups, refusals, relays
 from .faults import interposer
@@ -212,7 +213,11 @@ async def test_trains_over_what_a_family_takes_arrive_whole(
         await stage.send(0, b"first")
         assert len(await relays.receive(six, 1)) == 1
         # From here on one fan has both families: the first client's session stays.
-        relays.forwarding_of(relay)._targets = [ends.address_of(four)]
+        forwarding = relays.forwarding_of(relay)
+        forwarding._targets = [ends.address_of(four)]
+        forwarding.accounts |= accounts_of(
+            forwarding._targets, relays.front_of(relay)._to_targets, {}
+        )
         for client, target in zip(clients, (six, four)):
             client.sendmsg([data], control, 0, relay.local_address)
             stage.sent += len(packets)

@@ -29,6 +29,7 @@ from snaptun_trio import (
     ReceiverStatistics,
     RelayFlow,
     RelayStatistics,
+    RelayTarget,
     SendBatchError,
     SenderStatistics,
     SendFailure,
@@ -263,6 +264,9 @@ async def what_a_relay_counts() -> None:
     assert (counted.sessions_created, counted.sessions_closed) == (1, 1)
     to_targets: RelayFlow = counted.to_targets
     assert (to_targets.datagrams_in, to_targets.bytes_out, dict(to_targets.dropped)) == (1, 5, {})
+    one: RelayTarget
+    (one,) = counted.targets
+    assert (one.address, one.datagrams_out) == (target.local_address, 1)
 
 
 async def lossy_network() -> None:

@@ -1,136 +1,101 @@
-# What is compared, each run as a process: the library's pump, and the loops that one writes with
-# `trio.socket`, asyncio and uvloop. All do the same work: what arrives goes on to one target.
-# None looks into the datagrams, nor knows where they come from.
+# What demo and bench compare, each run as a process: the library's pump, and the loops that one
+# writes with `trio.socket`, asyncio and uvloop. All do the same work: what arrives goes on to one
+# target. None looks into the datagrams, counts them, or knows where they come from.
 #
-# A line on the standard input asks for the counts, which a thread gives: what the loop is doing has
-# no part in it. The CPU time is the whole process's.
-
-from __future__ import annotations
+# A line on the standard input asks what it has cost, and a thread answers: what the loop is doing
+# has no part in it.
 
 import asyncio
+import json
 import os
+import socket
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
 
 import trio
 
-from .. import BatchPump, PacketBatch, SendBatchError, UdpBatchReceiver, UdpBatchSender
-from ._child import say
-from ._path import LOOPBACK, counts, open_end
+from .. import Address, BatchPump, SendBatchError, UdpBatchReceiver, UdpBatchSender
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from .. import Address
-    from ._child import Facts
+LOOPBACK = "127.0.0.1"
+RECEIVE_BUFFER = 4 * 1024 * 1024  # asked for; what the kernel gives is net.core.rmem_max
 
 
-class Forwarder:
-    """Datagram by datagram; those do the counting themselves."""
-
-    gro = False
-
-    def __init__(self, target: Address) -> None:
-        self.udp, self.target = open_end(), target
-        # Where it receives nothing it still asks the kernel what that has dropped.
-        self.receiver = UdpBatchReceiver(self.udp, gro=self.gro)
-        self.received = self.sent = 0
-
-    def counts(self) -> Facts:
-        """What was received and sent, by the names that the library has for it."""
-        received = ("receive_calls", "trains_received", "datagrams_received")
-        sent = dict.fromkeys(("trains_sent", "datagrams_sent"), self.sent)
-        return dict.fromkeys(received, self.received) | sent | {"datagrams_failed": 0, "gso": False}
-
-    def report(self) -> Facts:
-        """The counts, the CPU time, and where datagrams are expected."""
-        facts = counts(self.receiver.statistics()) | self.counts()
-        return facts | {"cpu": time.process_time(), "port": self.udp.getsockname()[1]}
-
-    async def run(self) -> None:
-        """Forward for ever."""
-        raise NotImplementedError
+def open_end() -> socket.socket:
+    """The socket of either process."""
+    udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    udp.setblocking(False)
+    udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+    udp.bind((LOOPBACK, 0))
+    return udp
 
 
-class SocketForwarder(Forwarder):
-    """Plain trio: receive a datagram, send it on."""
-
-    async def run(self) -> None:
-        udp = trio.socket.from_stdlib_socket(self.udp)
-        while True:
-            packet, _ = await udp.recvfrom(65_536)
-            self.received += 1
-            await udp.sendto(packet, self.target)
-            self.sent += 1
-
-
-class PumpForwarder(Forwarder):
+async def pump(udp: socket.socket, target: Address) -> None:
     """The library: a pump with a handler that readdresses each batch."""
-
-    gro = True
-
-    def __init__(self, target: Address) -> None:
-        super().__init__(target)
-        self.sender = UdpBatchSender(self.udp)
-
-    def handle(self, batch: PacketBatch) -> PacketBatch:
-        """What becomes of a batch."""
-        return batch.to(self.target)
-
-    def counts(self) -> Facts:
-        return counts(self.sender.statistics())
-
-    async def run(self) -> None:
-        await BatchPump(self.receiver, self.sender, handler=self.handle).run()
+    receiver, sender = UdpBatchReceiver(udp), UdpBatchSender(udp)
+    await BatchPump(receiver, sender, handler=lambda batch: batch.to(target)).run()
 
 
-class ProtocolForwarder(Forwarder, asyncio.DatagramProtocol):
-    """asyncio, and uvloop: a protocol that is called for each datagram."""
-
-    def datagram_received(self, data: bytes, addr: object) -> None:
-        self.received += 1
-        self.transport.sendto(data, self.target)
-        self.sent += 1
-
-    async def run(self) -> None:
-        loop = asyncio.get_running_loop()
-        self.transport, _ = await loop.create_datagram_endpoint(lambda: self, sock=self.udp)
-        await loop.create_future()
+async def loop(udp: socket.socket, target: Address) -> None:
+    """Plain trio: receive a datagram, send it on."""
+    sock = trio.socket.from_stdlib_socket(udp)
+    while True:
+        packet, _ = await sock.recvfrom(65_536)
+        await sock.sendto(packet, target)
 
 
-def forward(forwarder: Forwarder, run: Callable[..., object] = trio.run) -> None:
-    """Forward until the standard input ends."""
+async def protocol(udp: socket.socket, target: Address) -> None:
+    """asyncio, and uvloop: an object that is called for each datagram."""
+
+    class Forward(asyncio.DatagramProtocol):
+        def connection_made(self, transport: Any) -> None:  # noqa: ANN401
+            self.transport = transport
+
+        def datagram_received(self, data: bytes, addr: object) -> None:
+            self.transport.sendto(data, target)
+
+    await asyncio.get_running_loop().create_datagram_endpoint(Forward, sock=udp)
+    await asyncio.get_running_loop().create_future()
+
+
+PUMP = "snaptun_trio pump"
+FORWARDERS: dict[str, Callable[[socket.socket, Address], object]] = {
+    PUMP: lambda udp, target: trio.run(pump, udp, target),
+    "trio.socket": lambda udp, target: trio.run(loop, udp, target),
+    "asyncio": lambda udp, target: asyncio.run(protocol(udp, target)),
+    "uvloop": lambda udp, target: import_module("uvloop").run(protocol(udp, target)),
+}
+
+
+def main(name: str, port: str) -> None:
+    """Forward to this port until the standard input ends."""
+    udp = open_end()
+    # It receives nothing. What it knows is what the kernel drops from this socket's queue.
+    asked = UdpBatchReceiver(udp, gro=name == PUMP)
 
     def answer() -> None:
         # Not `sys.stdin`, whose lock must be free if the interpreter ends by itself.
         with open(0, closefd=False) as orders:
             for _ in orders:
-                say(**forwarder.report())
+                told = asked.statistics()
+                facts = {
+                    "cpu": time.process_time(),
+                    "port": udp.getsockname()[1],
+                    "buffer": told.receive_buffer_size,
+                    "dropped": told.buffers_dropped_by_kernel,
+                }
+                os.write(1, json.dumps(facts).encode() + b"\n")  # whole: there are two threads
         os._exit(0)  # whatever the loop is doing
 
     threading.Thread(target=answer, daemon=True).start()
     try:
-        run(forwarder.run)
+        FORWARDERS[name](udp, (LOOPBACK, int(port)))
     except (OSError, SendBatchError) as error:
-        say(error=" ".join(str(error).split()))
+        os.write(1, json.dumps({"error": " ".join(str(error).split())}).encode() + b"\n")
         raise SystemExit(1) from None
-
-
-def main(name: str, port: str) -> None:
-    """Be the forwarder of this name."""
-    target = LOOPBACK, int(port)
-    if name == "snaptun_trio pump":
-        forward(PumpForwarder(target))
-    elif name == "trio.socket":
-        forward(SocketForwarder(target))
-    else:
-        new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
-        if name == "uvloop":
-            from uvloop import new_event_loop as new_loop
-        with asyncio.Runner(loop_factory=new_loop) as runner:
-            forward(ProtocolForwarder(target), lambda forever: runner.run(forever()))
 
 
 if __name__ == "__main__":

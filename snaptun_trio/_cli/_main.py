@@ -1,50 +1,45 @@
 # The commands, and how each ends. What a command does is in its module, which has
-# `add_parser(commands)` and `run(options) -> int`, and says what went wrong with a `CommandError`
-# or an `OSError`.
+# `add_parser(commands)` and a function of the options that returns the exit code, and says what
+# went wrong with a `CommandError` or an `OSError`.
 #
 #     0    it went well
 #     1    what went wrong is said in one line on standard error
 #     2    the arguments are wrong
 #     130  Ctrl-C; 143 for SIGTERM
 
-from __future__ import annotations
-
 import argparse
-import importlib
 import io
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
-from .._version import __version__
-from . import _bench_command, _demo_command, _probe_command, _relay_command
-from ._arguments import CommandError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from types import FrameType
+from .. import __version__
+from . import _compare_commands, _probe_command, _relay_command
+from ._terminal import CommandError, in_words
 
 PROGRAM = "snaptun-trio"
-COMMANDS = (_demo_command, _bench_command, _probe_command, _relay_command)
-EXTRA = ("rich", "prometheus_client")  # what pip installs for `snaptun_trio[cli]`
+COMMANDS = (_compare_commands, _probe_command, _relay_command)
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The whole command line. It needs nothing of the extra, so that --help works without."""
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """What is asked for."""
     parser = argparse.ArgumentParser(prog=PROGRAM, description="UDP datagrams in batches for trio.")
     parser.add_argument("--version", action="version", version=f"snaptun_trio {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
     for command in COMMANDS:
         command.add_parser(commands)
-    return parser
+    if arguments and (chosen := commands.choices.get(arguments[0])):
+        # Through `parser` it would know no option between two targets, nor whose usage to show.
+        return chosen.parse_intermixed_args(arguments[1:])
+    return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     ended_by = signal.SIGINT
 
-    def end(_number: int, _frame: FrameType | None) -> None:
+    def end(*_: object) -> None:
         nonlocal ended_by
         ended_by = signal.SIGTERM
         signal.raise_signal(signal.SIGINT)  # trio knows where Ctrl-C may be raised
@@ -60,20 +55,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")  # an output that knows no µ
     try:
         try:
-            options = make_parser().parse_args(arguments)
-            _require_extra()
+            options = parse(sys.argv[1:] if arguments is None else arguments)
             code: int = options.run(options)
             return code
         finally:
             sys.stdout.flush()  # here, where a reader may have gone away
     except BaseException as error:
-        leaves = list(_leaves(error))
+        leaves = leaves_of(error)
         if any(isinstance(leaf, KeyboardInterrupt) for leaf in leaves):
             return 128 + ended_by
         if not all(isinstance(leaf, (CommandError, OSError)) for leaf in leaves):
             raise
         if not any(isinstance(leaf, BrokenPipeError) for leaf in leaves):
-            print(f"{PROGRAM}: {'; '.join(dict.fromkeys(map(_in_words, leaves)))}", file=sys.stderr)
+            print(f"{PROGRAM}: {'; '.join(dict.fromkeys(map(in_words, leaves)))}", file=sys.stderr)
         try:
             sys.stdout.flush()
         except OSError:
@@ -83,26 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, sigterm)
 
 
-def _require_extra() -> None:
-    for name in EXTRA:
-        try:
-            importlib.import_module(name)
-        except ImportError:
-            how = "pip install 'snaptun_trio[cli]'"
-            raise CommandError(f"the commands need {name}, which is not installed: {how}") from None
-
-
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            yield from _leaves(inner)
-    else:
-        yield error
-
-
-def _in_words(error: BaseException) -> str:
-    text = str(error)
-    if isinstance(error, OSError) and error.strerror:
-        what = error.strerror[:1].lower() + error.strerror[1:]
-        text = what if error.filename is None else f"{what}: {error.filename}"
-    return " ".join(text.split()) or type(error).__name__
+def leaves_of(error: BaseException) -> list[BaseException]:
+    """The errors in a group, in groups of it, or the one that there is."""
+    if not isinstance(error, BaseExceptionGroup):
+        return [error]
+    return [leaf for inner in error.exceptions for leaf in leaves_of(inner)]

@@ -1,30 +1,21 @@
-# `relay`: a UDP forwarder in front of a service. This process supervises, shows, and tells
-# Prometheus; the datagrams go through workers, which none of that can hold up.
-
-from __future__ import annotations
+# `relay`: a UDP forwarder in front of a service. All that it does is `UdpRelay`'s, whose workers
+# neither a slow terminal nor Prometheus can hold up; this file says what is asked for.
 
 import signal
-from argparse import ArgumentTypeError
+from argparse import ArgumentTypeError, Namespace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import trio
 
 from .. import UdpRelay
-from ._arguments import add_command, host_port, positive, written
-from ._relay_totals import RelayTotals
+from . import _terminal
+from ._metrics import open_metrics
 from ._relay_view import View
-from ._supervisor import Supervisor, open_sockets
+from ._terminal import Commands, HostPort, add_command, host_port, in_words, positive, written
 
-if TYPE_CHECKING:
-    import argparse
-
-    from ._arguments import Commands, HostPort
-    from ._child import Facts
-
-SETTINGS = (
-    *("targets", "duplicate", "max_sessions", "session_rate", "idle_timeout", "grace", "fragment"),
-)
+SETTINGS = ("workers", "duplicate", "max_sessions", "session_rate", "idle_timeout", "grace")
+OF_SESSIONS = ("max_sessions", "session_rate", "idle_timeout")
 
 
 def target(text: str) -> HostPort:
@@ -44,65 +35,70 @@ def add_parser(commands: Commands) -> None:
     )
     example = ":5353 192.0.2.1:53 192.0.2.2:53 --workers 2"
     summary = "forward datagrams to a service, and its answers back"
-    add = add_command(commands, "relay", run, summary, what, example).add_argument
+    add = add_command(commands, "relay", run, summary, what, example)
     add("listen", metavar="LISTEN", type=host_port, help="such as 127.0.0.1:53, [::1]:53 or :53")
     add("targets", metavar="TARGET", nargs="+", type=target, help="such as 192.0.2.1:53")
     seconds: dict[str, Any] = {"metavar": "SECONDS", "type": float}
     number: dict[str, Any] = {"metavar": "N", "type": positive(int)}
-    add("--idle-timeout", **seconds, default=60.0, help="to forget a silent client (60)")
+    add("--idle-timeout", **seconds, help="to forget a silent client (60)")
     add("--max-sessions", **number, help="a worker's clients (70 %% of its descriptors)")
-    add("--session-rate", **number, default=8192, help="a worker's new clients a second (8192)")
+    add("--session-rate", **number, help="a worker's new clients a second (8192)")
     add("--duplicate", action="store_true", help="all to every target; answers are dropped")
     add("--fragment", action="store_true", help="let IP fragment what is larger than the MTU")
     add("--workers", **number, default=1, help="processes that relay (1)")
-    add("--grace", **seconds, default=1.0, help="at most, at the end, for answers to come (1)")
+    add("--grace", **seconds, help="at most, at the end, for answers to come (1)")
     add("--metrics", metavar="HOST:PORT", type=host_port, help="serve Prometheus at /metrics")
-    seconds["type"] = positive(float)
-    add("--interval", **seconds, default=1.0, help="between two times that it is shown (1)")
+    add("--interval", metavar="SECONDS", type=positive(float), default=1, help="between lines (1)")
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: Namespace) -> int:
     """Relay until a signal ends it."""
-    settings = {name: getattr(options, name) for name in SETTINGS}
+    settings = {k: v for k, v in vars(options).items() if k in SETTINGS and v is not None}
+    if options.duplicate and not settings.keys().isdisjoint(OF_SESSIONS):
+        options.error("with --duplicate there are no sessions, nor a number, rate or time of them")
     try:
-        UdpRelay(None, **settings)
+        relay = UdpRelay(options.listen, options.targets, fragment=options.fragment, **settings)
     except (TypeError, ValueError) as error:
-        options.error(str(error))
-    trio.run(relay, options, {**settings, "interval": min(options.interval, 1.0)})
+        options.error(in_words(error).replace("_", "-"))  # as the options are written
+    trio.run(run_relay, relay, options)
     return 0
 
 
-async def relay(options: argparse.Namespace, settings: Facts) -> None:
-    """Open everything, run it, and show how it stands until it has ended."""
-    from ._metrics import open_metrics
+async def run_relay(relay: UdpRelay, options: Namespace) -> None:
+    """Run it, and show how it stands until it has ended."""
+    stopping, ended = trio.Event(), trio.Event()
 
-    totals = RelayTotals(options.workers)
-    sockets = await open_sockets(options.listen, options.workers, options.fragment)
-    supervisor = Supervisor(sockets, totals, settings)
-    numbers = ((len(options.targets), "target"), (options.workers, "worker"))
-    how_many = ", ".join(f"{number} {noun}{'s' * (number > 1)}" for number, noun in numbers)
-    head = f"relaying on {written(sockets[0].getsockname())} to {how_many}"
-    with open_metrics(options.metrics, totals) as told:
+    async def stop_on_signal() -> None:  # the next one ends the program
+        signals = [signal.SIGTERM]
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in a shell's background job
+            signals.append(signal.SIGINT)
+        with trio.open_signal_receiver(*signals) as received:
+            await anext(received)
+            stopping.set()
+            relay.stop()
+
+    def ready() -> bool:
+        return not stopping.is_set() and relay.statistics().workers == options.workers
+
+    async def relay_until_stopped(task_status: trio.TaskStatus[UdpRelay]) -> None:
+        try:
+            await relay.run(task_status=task_status)
+        except ValueError as error:  # such as a target that is the relay itself
+            raise _terminal.CommandError(str(error)) from None
+        ended.set()
+
+    with open_metrics(options.metrics, relay.statistics, ready) as told:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(stop_on_signal, supervisor)
-            nursery.start_soon(supervisor.run)
-            await supervisor.begun.wait()
-            view, final = View(head + told, totals, options.json), False
+            nursery.start_soon(stop_on_signal)
+            await nursery.start(relay_until_stopped)
+            numbers = {"target": len(relay.targets), "worker": options.workers}
+            how_many = ", ".join(f"{n} {noun}{'s' * (n > 1)}" for noun, n in numbers.items())
+            head = f"relaying on {written(*relay.local_address)} to {how_many}{told}"
+            view, final = View(head, relay.statistics(), options), False
             while not final:
-                final = supervisor.ended.is_set()
-                news, supervisor.news = supervisor.news, []
-                show = partial(view.show, news, final)
+                final = ended.is_set()
+                show = partial(view.show, relay.statistics(), final)
                 await trio.to_thread.run_sync(show, abandon_on_cancel=True)  # terminals may be slow
                 with trio.move_on_after(options.interval):
-                    await supervisor.ended.wait()
+                    await ended.wait()
             nursery.cancel_scope.cancel(reason="it has ended")
-
-
-async def stop_on_signal(supervisor: Supervisor) -> None:
-    """Stop at the first signal; the next one ends the program."""
-    signals = [signal.SIGTERM]
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as a shell's background job has it
-        signals.append(signal.SIGINT)
-    with trio.open_signal_receiver(*signals) as received:
-        await anext(received)
-        supervisor.stop()

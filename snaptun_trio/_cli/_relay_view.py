@@ -1,112 +1,108 @@
 # What is shown of a relay: plain lines for a log, JSON for a program, or a live view for who
-# watches. It knows totals and news only, and may be as slow as a terminal is: nobody waits for it.
-
-from __future__ import annotations
+# watches. It knows statistics only, and may be as slow as a terminal is: nobody waits for it.
 
 import json
+import logging
 import sys
+import time
+from argparse import Namespace
 from collections import Counter
-from typing import TYPE_CHECKING
 
-from . import _screen
-from ._relay_totals import DIRECTIONS
+import attrs
+from rich.console import Group
+from rich.live import Live
+from rich.table import Table
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+from .. import RelayStatistics
+from . import _terminal
 
-    from rich.live import Live
-    from rich.table import Table
-
-    from ._relay_totals import RelayTotals
-
-FLOWS = ("datagrams_in", "datagrams_out", "bytes_out")
-CALLS = ("receive_calls", "send_calls", "trains_out")
+DIRECTIONS = {"to_targets": "to targets", "to_clients": "to clients"}
+EXPECTED = ("dropped, answer", "dropped, stopping")  # nothing is wrong with these
 RATES = (
-    *("datagrams a second", "Mbit/s", "datagrams a receive call", "datagrams a send call"),
-    "datagrams a train (GSO)",
+    ("datagrams a second", "datagrams_out", "", 1.0),
+    ("Mbit/s", "bytes_out", "", 8e-6),
+    ("datagrams a receive call", "datagrams_in", "receive_calls", 0.0),
+    ("datagrams a send call", "datagrams_out", "send_calls", 0.0),
+    ("datagrams a train (GSO)", "datagrams_out", "trains_out", 0.0),
 )
-EXPECTED = ("dropped.answer", "dropped.stopping")  # nothing is wrong with these
-DROPPED, ERRORS = "dropped", "asynchronous_errors"
 
 
-def minus(counts: Counter[str], before: Counter[str]) -> Counter[str]:
-    """What was counted since."""
-    since = counts.copy()
-    since.subtract(before)
-    return since
+def troubles(now: RelayStatistics) -> Counter[str]:
+    """What was dropped, and what targets complain of, by the words in which it is said."""
+    found: Counter[str] = Counter()
+    parts = [(name, getattr(now, way)) for way, name in DIRECTIONS.items()]
+    if len(now.targets) > 1:  # of one alone the lines above tell all
+        parts += [(f"target {_terminal.written(*one.address)}", one) for one in now.targets]
+    for where, part in parts:
+        # In buffers: a train of datagrams has one, or several.
+        if kernel := getattr(part, "buffers_dropped_by_kernel", 0):
+            found[f"{where}: {{:,}} buffers dropped by kernel"] = kernel
+        for what in ("dropped", "asynchronous_errors"):
+            for reason, count in getattr(part, what).items():
+                found[f"{where}: {{:,}} {what.replace('_', ' ')}, {reason}"] = count
+    return found
 
 
-def in_words(counts: Counter[str], *kinds: str) -> Iterator[str]:
-    """What there is of these. The kernel drops buffers; a train of datagrams has several."""
-    for name, count in counts.items():
-        if count > 0 and any(kind in name for kind in kinds):
-            way, what, *reason = name.split(".")
-            counted = ", ".join([f"{count:,} {what.replace('_', ' ')}", *reason])
-            yield f"{DIRECTIONS[way]}: {counted}"
+def in_words(found: Counter[str]) -> list[str]:
+    """A line for each."""
+    return [words.format(count) for words, count in found.items() if count > 0]
 
 
-def rates(counts: Counter[str], workers: int) -> Table:
-    """What so many workers have counted, for each second that they took."""
-    seconds = counts["worker_seconds"] / max(workers, 1)
-    columns = []
-    for way in DIRECTIONS:
-        came, went, size, *calls = (counts[f"{way}.{what}"] for what in (*FLOWS, *CALLS))
-        received, sent, trains = (number or 1 for number in calls)
-        share = (f"{number:,.1f}" for number in (came / received, went / sent, went / trains))
-        columns.append((f"{went / seconds:,.0f}", f"{size * 8e-6 / seconds:,.1f}", *share))
-    table = _screen.make_table("", *DIRECTIONS.values())
-    for row in zip(RATES, *columns, strict=True):
+def rates(now: RelayStatistics, before: RelayStatistics) -> Table:
+    """What the workers have counted since, for each second that they took."""
+    seconds = (now.worker_seconds - before.worker_seconds) / max(now.workers, 1)
+    table = _terminal.make_table("", *DIRECTIONS.values())
+    for heading, what, calls, scale in RATES:
+        row = [heading]
+        for way in DIRECTIONS:
+            flow, then = getattr(now, way), getattr(before, way)
+            by = getattr(flow, calls) - getattr(then, calls) if calls else seconds / scale
+            row.append(f"{(getattr(flow, what) - getattr(then, what)) / (by or 1):,.1f}")
         table.add_row(*row)
-    table.add_row("CPU", f"{100 * counts['cpu_seconds'] / seconds:.0f} %")
+    cpu = now.worker_cpu_seconds - before.worker_cpu_seconds
+    table.add_row("CPU", f"{100 * cpu / seconds:.0f} %")
     return table
 
 
 class View:
     """Shows it on standard output, and what goes wrong on standard error."""
 
-    def __init__(self, head: str, totals: RelayTotals, as_json: bool) -> None:
-        self._head, self._totals, self._json = head, totals, as_json
-        self._said = self._drawn = totals.sums
+    def __init__(self, head: str, now: RelayStatistics, options: Namespace) -> None:
+        self._head, self._json, self._workers = head, options.json, options.workers
+        self._said, self._drawn = Counter[str](), now
         self._live: Live | None = None
-        if sys.stderr.isatty() and not as_json:
-            from rich.live import Live
-
-            console = _screen.open_console(stderr=True)
+        if sys.stderr.isatty() and not self._json:
+            console = _terminal.open_console(stderr=True)
             self._live = Live(console=console, auto_refresh=False, transient=True)
             self._live.start()
-        elif not as_json:
+        elif not self._json:
             print(head, flush=True)
+        # To standard error as it is now: the live view puts above itself what comes there.
+        logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%X")
 
-    def show(self, news: Sequence[str], final: bool) -> None:
+    def show(self, now: RelayStatistics, final: bool) -> None:
         """What is new, and how it stands; at the end what it came to."""
-        totals, sums, running = self._totals, self._totals.sums, len(self._totals.reports)
-        since, self._said = minus(sums, self._said), sums
-        wrong = Counter({name: since[name] for name in since if not name.endswith(EXPECTED)})
-        if line := "; ".join([*news, *(() if self._json else in_words(wrong, DROPPED))]):
-            print(line, file=sys.stderr, flush=True)  # which the live view puts above itself
-        sessions = f"{sums['sessions_created']:,} ever, turned away {sums['sessions_shed']:,} times"
-        workers = f"{totals.restarts} workers replaced"
-        if not final:
-            sessions = f"{sums['sessions']:,} now, {sessions}"
-            workers = f"{running} of {totals.workers} workers, {totals.restarts} replaced"
-        state = [
-            f"sessions: {sessions}; {workers}",
-            *in_words(sums, DROPPED, ERRORS),
-        ]
-        since = minus(sums, self._drawn)
+        found = troubles(now)
+        said, self._said = self._said, found
+        # Each drop, but of errors the first: a target that is dead goes on complaining.
+        new = {w: n - said[w] for w, n in found.items() if "dropped" in w or not said[w]}
+        if news := in_words(Counter({w: n for w, n in new.items() if not w.endswith(EXPECTED)})):
+            logging.warning("; ".join(news))
+        ever = f"{now.sessions_created:,} ever, turned away {now.sessions_shed:,} times"
+        state = [f"sessions: {ever}; {now.worker_restarts} workers replaced"]
+        state += in_words(found)
         if self._json:
-            facts = {"head": self._head, "final": final, "workers": running}
-            print(json.dumps({**facts, "worker_restarts": totals.restarts, **sums}), flush=True)
+            told = {"time": time.time(), "head": self._head, "final": final, **attrs.asdict(now)}
+            print(json.dumps(told, default=dict), flush=True)
         elif final:
             if self._live:
                 self._live.stop()
             for way, name in DIRECTIONS.items():
-                came, went = sums[f"{way}.datagrams_in"], sums[f"{way}.datagrams_out"]
-                print(f"{name}: {came:,} in, {went:,} out")
+                flow = getattr(now, way)
+                print(f"{name}: {flow.datagrams_in:,} in, {flow.datagrams_out:,} out")
             print(*state, sep="\n", flush=True)
-        elif self._live and since["worker_seconds"]:  # each worker reports at its own time
-            from rich.console import Group
-
-            self._drawn = sums
-            lines = Group(self._head, rates(since, running), *state)
+        elif self._live and now.worker_seconds > self._drawn.worker_seconds:
+            here = f"{now.sessions:,} sessions, {now.workers} of {self._workers} workers"
+            lines = Group(self._head, here, rates(now, self._drawn), *state)
+            self._drawn = now
             self._live.update(lines, refresh=True)

@@ -122,7 +122,10 @@ class Fan:
         return Received(TrainMessages.of_trains(tuple(trains)), served, error)
 
     def send(self, links: Sequence[Link], batches: list[Messages], budget: int) -> Sent:
-        """Send each batch by its link, with a ``budget`` of work each as for `SocketIO.send`."""
+        """Send each batch by its link, with a ``budget`` of work each as for `SocketIO.send`.
+
+        Where memory lacks in the middle it may end there: calls and rest are fewer than links then.
+        """
         calls = sent = datagrams = nbytes = 0
         rest = []
         for place, (link, messages) in enumerate(zip(links, batches)):

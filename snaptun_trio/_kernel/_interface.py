@@ -272,14 +272,7 @@ class SocketIO(ABC):
 
     def drops(self) -> int | None:
         """What the kernel dropped from the socket's queue: buffers, see `ReceiverStatistics`."""
-        if not _LINUX:
-            return None
-        try:
-            raw = self.sock.getsockopt(_abi.SOL_SOCKET, _abi.SO_MEMINFO, _MEMINFO.size)
-        except OSError:
-            return None
-        whole = len(raw) == _MEMINFO.size
-        return int(_MEMINFO.unpack(raw)[_abi.SK_MEMINFO_DROPS]) if whole else None
+        return drops_of(self.sock)
 
     # -- what we switch on
 
@@ -372,3 +365,15 @@ class BringsIO(Protocol):
     """A socket that is no socket of the system: whoever uses it does so through what it brings."""
 
     def _open_io(self) -> SocketIO: ...
+
+
+def drops_of(sock: Socket) -> int | None:
+    """What the kernel dropped from a socket's queue; `None` if it does not say, or it is closed."""
+    if not _LINUX:
+        return None
+    try:
+        raw = sock.getsockopt(_abi.SOL_SOCKET, _abi.SO_MEMINFO, _MEMINFO.size)
+    except OSError:
+        return None
+    whole = len(raw) == _MEMINFO.size
+    return int(_MEMINFO.unpack(raw)[_abi.SK_MEMINFO_DROPS]) if whole else None

@@ -323,7 +323,9 @@ static PyObject *outgoing_send(Outgoing *sending, PyObject *const *args, Py_ssiz
 /* send_each(batches, fds, budget, segments, family) -> (calls, messages, datagrams, bytes, rest)
  *
  * Lists of rows and of sockets that are connected to whom they are for: one call for each. What was
- * not taken whole is in the rest, as (place, errno or 0, Outgoing). */
+ * not taken whole is in the rest, as (place, errno or 0, Outgoing). Where memory lacks, it tells what
+ * became of those before: of the first `calls + len(rest)`. Only if these are none it raises, or if
+ * the next is half sent and cannot be told of. */
 PyObject *send_each(PyObject *module, PyObject *const *args, Py_ssize_t count) {
     State *state = state_of(module);
     if (count != 5 || !PyList_Check(args[0]) || !PyList_Check(args[1]) ||
@@ -335,6 +337,7 @@ PyObject *send_each(PyObject *module, PyObject *const *args, Py_ssize_t count) {
         return NULL;
     PyObject *rest = PyList_New(0);
     long long calls = 0, messages = 0, datagrams = 0, nbytes = 0;
+    int half = 0; /* whether something is sent of what is not told of */
     for (Py_ssize_t i = 0; rest && i < PyList_Size(args[0]); i++) {
         /* First: a number that is made on demand could take the rows out of their list. */
         PyObject *number = PyList_GetItem(args[1], i);
@@ -361,6 +364,7 @@ PyObject *send_each(PyObject *module, PyObject *const *args, Py_ssize_t count) {
             PyObject *left = error < 0 ? NULL : Py_BuildValue("niO", i, error, sending);
             error = left ? PyList_Append(rest, left) : -1;
             Py_XDECREF(left);
+            half = error < 0 && sending->datagrams;
         }
         Py_DECREF(OBJECT(sending));
         if (error < 0)
@@ -368,8 +372,12 @@ PyObject *send_each(PyObject *module, PyObject *const *args, Py_ssize_t count) {
     }
     return rest ? Py_BuildValue("LLLLN", calls, messages, datagrams, nbytes, rest) : NULL;
 failed:
-    Py_DECREF(rest);
-    return NULL;
+    if (half || calls + PyList_Size(rest) == 0 || !PyErr_ExceptionMatches(PyExc_MemoryError)) {
+        Py_DECREF(rest);
+        return NULL;
+    }
+    PyErr_Clear(); /* who sends the others now meets it again, if it lasts */
+    return Py_BuildValue("LLLLN", calls, messages, datagrams, nbytes, rest);
 }
 
 /* skip(train, offset): go on from there, where the refused message or a later one ends. */
