@@ -180,8 +180,7 @@ class RelayWorkers:
             if self._stop.is_set():
                 return
             self._restarts += 1
-            steady = trio.current_time() - began > _STEADY_AFTER
-            pause = 0.0 if steady else min(2 * pause + _FIRST_PAUSE, _LONGEST_PAUSE)
+            pause = _next_pause(pause, trio.current_time() - began)
             with trio.move_on_after(pause):
                 await self._stop.wait()
                 return
@@ -262,6 +261,11 @@ class RelayWorkers:
         worker.last, worker.heard = report, time.monotonic()
         if sum(one.last is not None for one in self._running.values()) == len(self._sockets):
             self._all_have_begun.set()
+
+
+def _next_pause(before: float, lived: float) -> float:
+    """How long to wait before the next worker is started, when this one has lived for so long."""
+    return 0.0 if lived > _STEADY_AFTER else min(2 * before + _FIRST_PAUSE, _LONGEST_PAUSE)
 
 
 def _ended(code: int) -> str:

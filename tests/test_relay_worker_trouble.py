@@ -1,36 +1,29 @@
 # What goes wrong around the workers of a `UdpRelay`: one that cannot be started, or dies or stands
-# still at a bad moment, and orders and reports that cross. Nothing that was counted is forgotten.
+# still at a bad moment, and orders that cross. Nothing that was counted is forgotten.
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
-import json
 import logging
+import math
 import os
+import resource
 import signal
-import struct
-import subprocess
 import sys
-import termios
 from typing import TYPE_CHECKING, Any
 
-import attrs
 import pytest
 import trio
 import trio.testing
 
-from snaptun_trio import UdpRelay, _relay_worker, _relay_workers
-from snaptun_trio._lines import LineReader
-from snaptun_trio._relay_sums import encoded, nothing
+from snaptun_trio import UdpRelay, _relay_workers
 
 from . import ends, relays
-from .relaying import ENVIRONMENT, children_of, freeze
+from .relaying import children_of, freeze
 from .test_relay_in_workers import HERE, asked_by, counted
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
@@ -158,6 +151,32 @@ async def test_a_worker_finds_what_this_process_finds_in_its_directory(
 # --- one dies, or stands still --------------------------------------------------------------------
 
 
+async def test_each_has_a_socket_of_its_own(udp: ends.MakeSocket) -> None:
+    relay = UdpRelay(HERE, [ends.address_of(udp())], workers=3)
+    async with running(relay) as workers:
+        assert len(workers()) == relay.statistics().workers == 3
+
+
+async def test_what_a_terminal_sends_is_not_for_workers(udp: ends.MakeSocket) -> None:
+    """Ctrl-C while they begin, and Ctrl-Z."""
+    async with running(UdpRelay(HERE, [ends.address_of(udp())], workers=2)) as workers:
+        assert [os.getpgid(pid) for pid in workers()] == workers()
+
+
+async def test_a_worker_may_have_as_many_descriptors_as_it_ever_may(
+    udp: ends.MakeSocket,
+) -> None:
+    """However few this program takes for itself."""
+    relay = UdpRelay(HERE, [ends.address_of(udp())], workers=1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 1000), hard))
+    try:
+        async with running(relay) as workers:
+            assert resource.prlimit(workers()[0], resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 async def test_one_may_die_of_a_signal_without_a_name(
     udp: ends.MakeSocket, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -226,36 +245,39 @@ async def test_what_the_kernel_drops_while_there_is_no_worker_is_counted_once(
     assert came(relay.statistics()) == 600
 
 
+async def test_what_the_kernel_had_dropped_before_is_not_the_relays() -> None:
+    ours = ends.bound_socket(receive_buffer=20_000)
+    with ends.bound_socket() as client:
+        for _ in range(300):
+            client.sendto(b"x", ends.address_of(ours))
+    relay = UdpRelay(ours, [("127.0.0.1", 9)], workers=1)
+    async with running(relay):
+        await counted(relay, lambda seen: seen.to_targets.datagrams_in > 0)
+    assert came(relay.statistics()) == relay.statistics().to_targets.datagrams_in < 300
+
+
+def test_one_that_dies_again_and_again_is_started_less_and_less_often() -> None:
+    pauses = [0.0]
+    while len(pauses) < 10:
+        pauses.append(_relay_workers._next_pause(pauses[-1], lived=0.5))
+    assert 0.0 < pauses[1] < pauses[2] < pauses[6] < pauses[8] == pauses[9] == 10.0
+    assert _relay_workers._next_pause(pauses[-1], lived=60.0) == 0.0
+
+
+async def test_the_end_does_not_wait_for_the_next_one_to_start(
+    udp: ends.MakeSocket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_relay_workers, "_next_pause", lambda *_, **__: math.inf)
+    relay = UdpRelay(HERE, [ends.address_of(udp())], workers=1)
+    async with running(relay) as workers:
+        os.kill(workers()[0], signal.SIGKILL)
+        await counted(relay, lambda seen: seen.worker_restarts == 1)
+        assert workers() == []
+        with trio.fail_after(ends.PATIENCE):
+            await relay.drain()
+
+
 # --- orders ---------------------------------------------------------------------------------------
-
-
-def test_orders_may_come_before_it_has_begun(udp: ends.MakeSocket) -> None:
-    targets = [ends.address_of(udp()) for _ in range(50)]  # which take it a while
-    with ends.bound_socket() as ours:
-        done = run_worker(ours, targets, json.dumps(targets[1:2]).encode() + b"\nnull\n")
-    assert (done.returncode, done.stderr) == (0, b"")
-    (line,) = json.loads(done.stdout.splitlines()[-1])["targets"]
-    assert tuple(line["address"]) == targets[1]
-
-
-def arguments_of(ours: socket.socket, targets: list[Address]) -> list[str]:
-    options = {"idle_timeout": 60.0, "grace": 1.0}
-    settings = json.dumps({"local": ours.fileno(), "targets": targets, **options})
-    return [sys.executable, "-P", "-m", _relay_worker.__name__, settings]
-
-
-def run_worker(
-    ours: socket.socket, targets: list[Address], orders: bytes
-) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(
-        arguments_of(ours, targets),
-        input=orders,
-        env=ENVIRONMENT,
-        pass_fds=[ours.fileno()],
-        capture_output=True,
-        timeout=ends.PATIENCE,
-        check=False,
-    )
 
 
 async def test_the_laws_hold_while_workers_have_not_heard_of_other_targets(
@@ -296,125 +318,3 @@ async def test_a_target_that_comes_back_begins_anew_after_a_death_too(
         await counted(relay, is_told_of(one))
         seen = relays.laws(relay)
         assert (seen.targets[0].datagrams_out, seen.to_targets.datagrams_out) == (0, 1)
-
-
-# --- reports --------------------------------------------------------------------------------------
-
-
-async def test_what_a_cancelled_worker_reports_last_is_counted(udp: ends.MakeSocket) -> None:
-    target, client = udp(), udp()
-    relay = UdpRelay(HERE, [ends.address_of(target)], workers=1)
-    async with running(relay):
-        for _ in range(10):
-            await trio.to_thread.run_sync(asked_by, client, relay, target)
-    seen = relays.laws(relay)
-    assert seen.to_targets.datagrams_out == seen.to_clients.datagrams_out == 10
-    assert (seen.sessions, seen.sessions_closed) == (0, 1)
-
-
-async def test_that_nobody_listened_for_long_makes_no_report_rare(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    now = 0.0
-
-    class Deaf(trio.abc.SendStream):
-        async def send_all(self, data: object) -> None:
-            nonlocal now
-            await trio.lowlevel.checkpoint()
-            now += 1000.0
-
-        async def wait_send_all_might_not_block(self) -> None: ...
-
-        async def aclose(self) -> None: ...
-
-    relay = UdpRelay(HERE, [("192.0.2.1", 53)])
-    monkeypatch.setattr("time.perf_counter", lambda: now)
-    assert await _relay_worker.report(relay, Deaf(), 0.0) == 0.0
-
-
-def has_open(pid: int, inode: int) -> bool:
-    """Whether a process has a socket open."""
-    for descriptor in os.listdir(f"/proc/{pid}/fd"):
-        with contextlib.suppress(FileNotFoundError):
-            if os.readlink(f"/proc/{pid}/fd/{descriptor}") == f"socket:[{inode}]":
-                return True
-    return False
-
-
-def test_half_a_report_does_not_spoil_the_last_one(udp: ends.MakeSocket) -> None:
-    """Where nobody listens a long one stops in its middle."""
-    targets: list[Address] = [("127.0.0.1", 20_000 + number) for number in range(100)]
-    targets[0] = ends.address_of(target := udp())
-    reports, theirs = os.pipe()
-    os.set_blocking(theirs, False)
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            os.write(theirs, b" " * 4095 + b"\n")
-    os.read(reports, 4096)
-
-    def held() -> int:
-        return int(*struct.unpack("i", fcntl.ioctl(reports, termios.FIONREAD, bytes(4))))
-
-    room = held() + 4096
-    with (
-        ends.bound_socket() as ours,
-        subprocess.Popen(
-            arguments_of(ours, targets),
-            env=ENVIRONMENT,
-            pass_fds=[ours.fileno()],
-            stdin=subprocess.PIPE,
-            stdout=theirs,
-        ) as process,
-    ):
-        os.close(theirs)
-        assert process.stdin is not None
-        while held() < room and process.poll() is None:
-            pass
-        process.stdin.write(b"null\n")
-        process.stdin.flush()
-        while has_open(process.pid, os.fstat(ours.fileno()).st_ino):
-            pass
-        with open(reports, "rb") as lines:
-            said = [json.loads(line) for line in lines if line.strip()]
-        assert len(said) >= 2
-        assert len(said[-1]["targets"]) == len(targets)
-        assert process.wait() == 0
-    assert target.fileno() >= 0
-
-
-async def test_what_is_no_report_is_passed_over() -> None:
-    """Such as what a program prints that an installation has Python run first."""
-    sender, receiver = trio.testing.memory_stream_one_way_pair()
-    workers = _relay_workers.RelayWorkers([], [], {})
-    worker = _relay_workers._Worker()
-    said = attrs.evolve(nothing(), sessions_created=7)
-    await sender.send_all(b'hello\n\n7\nnull\n"errno"\n{}\n[]\n' + encoded(said) + b'{"half')
-    await sender.aclose()
-    await workers._listen(worker, LineReader(receiver))
-    assert (worker.last, worker.error) == (said, None)
-
-
-async def test_control_c_interrupts_none_who_looks_after_a_worker(
-    udp: ends.MakeSocket, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: dict[str, bool] = {}
-
-    def watch(where: Any, name: str) -> None:  # noqa: ANN401
-        real = getattr(where, name)
-
-        def watched(*arguments: Any, **options: Any) -> Any:  # noqa: ANN401
-            seen[name] = trio.lowlevel.currently_ki_protected()
-            return real(*arguments, **options)
-
-        monkeypatch.setattr(where, name, watched)
-
-    relay = UdpRelay(HERE, [ends.address_of(udp())], workers=1)
-    watch(trio.lowlevel, "open_process")
-    watch(_relay_workers, "decoded")
-    async with running(relay):
-        watch(json, "dumps")  # of an order
-        await relay.set_targets([ends.address_of(udp())])
-        await counted(relay, lambda _: "dumps" in seen)
-        relay.stop()
-        await relay.drain()
-    assert seen == {"open_process": True, "decoded": True, "dumps": True}
