@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -18,24 +17,20 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from . import ends
+from .real_software import SERVER, dnsmasq, dnsperf, free_port, needs, started
 from .relaying import flat
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 QUERIES, CLIENTS = 20_000, 50
-SERVER, RELAY = "127.0.0.1", "127.0.0.2"
+RELAY = "127.0.0.2"
 LIMITS = Path("/proc/sys/net/core")
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(sys.platform != "linux", reason="these are Linux's"),
 ]
-
-
-def needs(*names: str) -> pytest.MarkDecorator:
-    missing = [name for name in names if shutil.which(name) is None]
-    return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
 
 
 class Relay:
@@ -69,36 +64,6 @@ def relay(port: int, target: int) -> Iterator[Relay]:
             process.kill()
 
 
-def free_port(host: str, *kinds: socket.SocketKind) -> int:
-    """A port that is free for all these kinds."""
-    while True:
-        with contextlib.ExitStack() as stack:
-            first, *others = [
-                stack.enter_context(socket.socket(socket.AF_INET, kind)) for kind in kinds
-            ]
-            first.bind((host, 0))
-            port: int = first.getsockname()[1]
-            with contextlib.suppress(OSError):
-                for other in others:
-                    other.bind((host, port))
-                return port
-
-
-@contextlib.contextmanager
-def started(command: list[str], host: str, port: int) -> Iterator[None]:
-    """A server of TCP as well, once it can be connected to."""
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
-        try:
-            while True:
-                assert server.poll() is None, "the server ended"
-                with contextlib.suppress(ConnectionRefusedError):
-                    socket.create_connection((host, port)).close()
-                    break
-            yield
-        finally:
-            server.kill()
-
-
 def nothing_lost_in(told: dict[str, Any]) -> None:
     for direction in ("to_targets", "to_clients"):
         assert told[f"{direction}.datagrams_in"] == told[f"{direction}.datagrams_out"] > 0
@@ -108,21 +73,9 @@ def nothing_lost_in(told: dict[str, Any]) -> None:
 
 @needs("dnsperf", "dnsmasq")
 def test_dnsperf_loses_nothing_to_a_dns_server_behind_a_relay(tmp_path: Path) -> None:
-    questions = tmp_path / "questions"
-    questions.write_text("a.example.test A\nb.example.test A\n", encoding="ascii")
-    port = free_port(SERVER, socket.SOCK_DGRAM, socket.SOCK_STREAM)
-    server = ["dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--pid-file="]
-    server += [f"--listen-address={SERVER}", "--bind-interfaces", f"--port={port}", "--no-hosts"]
-    server += ["--no-resolv", "--address=/example.test/192.0.2.1", "--user="]
-    with started(server, SERVER, port), relay(0, port) as running:
-        command = ["dnsperf", "-s", RELAY, "-p", str(running.port), "-d", str(questions)]
-        command += ["-n", str(QUERIES // 2), "-c", str(CLIENTS), "-T", "1", "-q", "50"]
-        command += ["-t", str(ends.PATIENCE)]  # a busy machine is no reason to give a query up
-        report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    with dnsmasq() as port, relay(0, port) as running:
+        dnsperf(RELAY, running.port, tmp_path, queries=QUERIES, clients=CLIENTS)
         told = running.end()
-    figures = dict(re.findall(r"^ *Queries (sent|completed|lost): +(\d+)", report, re.MULTILINE))
-    assert figures == {"sent": f"{QUERIES}", "completed": f"{QUERIES}", "lost": "0"}
-    assert f"NOERROR {QUERIES} (100.00%)" in report
     nothing_lost_in(told)
     assert told["to_clients.datagrams_out"] == QUERIES
     assert told["sessions_created"] == CLIENTS
