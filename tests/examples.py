@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import queue
+import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from . import ends
 
@@ -64,3 +67,33 @@ def _running(command: list[str], stdin: int | None = None) -> Iterator[subproces
             yield process
         finally:
             process.kill()  # or leaving the block would wait for it for ever
+
+
+class Lines:
+    """What a program prints, line by line, without waiting for ever."""
+
+    def __init__(self, stream: IO[str] | None) -> None:
+        assert stream is not None
+        self._stream = stream
+        self._lines: queue.Queue[str] = queue.Queue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        for line in self._stream:
+            self._lines.put(line.rstrip("\n"))
+        self._lines.put("")
+
+    def next(self, patience: float = ends.PATIENCE) -> str:
+        """The next line. Raises `queue.Empty` if none comes."""
+        return self._lines.get(timeout=patience)
+
+    def rest(self) -> list[str]:
+        """All lines to the end."""
+        return list(iter(self.next, ""))
+
+
+def port_in(line: str) -> int:
+    """The port that a program says it has."""
+    found = re.search(r" port (\d+)$", line)
+    assert found is not None, line
+    return int(found[1])

@@ -42,3 +42,15 @@ def answer_to(message: bytes) -> bytes | None:
     flags = IS_ANSWER | AUTHORITATIVE | flags & ASKED_TO_RECURSE | (NAME_ERROR if not host else 0)
     header = HEADER.pack(number, flags, 1, 1 if record else 0, 0, 0)
     return header + message[HEADER.size : end + 5] + record
+
+
+def question_in(message: bytes) -> bytes | None:
+    """The question of a message as it stands there, `None` where there is not just one."""
+    end = HEADER.size
+    try:
+        while length := message[end]:
+            end += 1 + length
+    except IndexError:
+        return None  # it ends too early
+    one = message[4:6] == b"\0\1" and len(message) >= end + 5
+    return message[HEADER.size : end + 5] if one else None
