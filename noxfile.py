@@ -251,6 +251,14 @@ def bench_relays(session: nox.Session) -> None:
     session.run("python", "-m", "tests.benchmarks.relays", *session.posargs)
 
 
+@nox.session(default=False, name="bench-programs")
+def bench_programs(session: nox.Session) -> None:
+    """Measure the docs' programs beside the same on asyncio and others. Options: `-- --help`."""
+    install(session, "test", "bench", package=None)
+    session.install("-e", ".[cli]")  # it runs in the checkout, and wants the compiled part there
+    session.run("python", "-m", "tests.benchmarks.cookbook", *session.posargs)
+
+
 @nox.session(default=False)
 def soak(session: nox.Session) -> None:
     """The long forms of the fault tests, hours if wished. Options go to pytest: `-- --help`."""
