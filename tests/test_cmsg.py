@@ -121,3 +121,24 @@ def test_a_mapped_local_address_leaves_over_ipv4() -> None:
 def test_a_local_address_of_the_wrong_family_is_a_value_error(local: str, ipv4: bool) -> None:
     with pytest.raises(ValueError, match=r"numeric|the peer is of"):
         _cmsg.encode(0, None, local, None, ipv4)
+
+
+times = st.tuples(
+    st.just(_abi.SOL_SOCKET), st.just(_abi.SO_TIMESTAMPNS), st.binary(min_size=14, max_size=18)
+)
+
+
+@given(
+    messages=st.lists(
+        st.one_of(times, st.tuples(known, st.binary(max_size=40)).map(lambda m: (*m[0], m[1]))),
+        max_size=4,
+    ),
+    cut=st.integers(0, 8),
+)
+def test_reading_what_was_read_before_tells_the_same(
+    messages: list[tuple[int, int, bytes]], cut: int
+) -> None:
+    raw = _cmsg.serialise(tuple(messages))
+    raw = raw[: len(raw) - cut]
+    for _ in range(2):
+        assert _cmsg.read(raw) == _cmsg.decode(_cmsg.parse(raw))[1:]

@@ -28,8 +28,8 @@ def _make_trains(rows: _rows.Rows, first: int, stop: int) -> tuple[PacketTrain, 
     trains = []
     for index in range(first, stop):
         data, _, size, address, control, _ = rows.row(index)
-        told = _cmsg.decode(_cmsg.parse(control)) if control else _cmsg.NOTHING
-        trains.append(make_train(data, size, address, *told[1:]))
+        told = _cmsg.read(control) if control else ()
+        trains.append(make_train(data, size, address, *told))
     return tuple(trains)
 
 
