@@ -79,18 +79,21 @@ def collector(sock: socket.socket) -> Iterator[Collector]:
 def test_collector_prints_messages_and_lets_nobody_forge_one(
     backend: str, udp: ends.MakeSocket
 ) -> None:
-    good = ["<34>1 2003-10-11T22:14:15.003Z host su - ID47 - no \u00e4\u00f6", "<0>1 - - - - - -"]
+    good = [
+        "<34>1 2003-10-11T22:14:15.003Z host su - ID47 - no \u00e4\u00f6",
+        "<13>1 - - - - - - a line\n192.0.2.1 <0>1 - - - - - - and a forged one\n",
+        "<0>1 - - - - - -",
+    ]
     with collector(udp()) as running:
         for message in (
             good[0],
             "<13>Oct 11 22:14:15 host su: the older format",
             "",
-            "<13>1 - - - - - - a line\n192.0.2.1 <0>1 - - - - - - and a forged one",
-            good[1],
+            *good[1:],
         ):
             running.send(message)
         running.settle()
-        assert running.seen[:-1] == [f"{SERVER} {message}" for message in good]
+        assert running.seen[:-1] == [f"{SERVER} {message}".replace("\n", r"\n") for message in good]
         told = running.end()
     dropped = "0" if sys.platform == "linux" else "None"
     assert told == f"{running.sent} received, {dropped} dropped"

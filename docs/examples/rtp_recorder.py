@@ -39,11 +39,12 @@ async def main(host: str, port: int, path: str) -> None:
         # Without GRO each datagram is a train of its own, and has a time of its own.
         UdpBatchReceiver(sock, gro=False, timestamps=True) as receiver,
     ):
+        here = receiver.local_address
         file.write(FILE_HEADER)
-        print("recording on port", receiver.local_address[1], flush=True)
+        print("recording on port", here[1], flush=True)
         try:
             async for batch in receiver:
-                file.write(records(batch, receiver.local_address))
+                file.write(records(batch, here))
         finally:
             seen = receiver.statistics()
             print(seen.datagrams_received, "received,", seen.buffers_dropped_by_kernel, "dropped")

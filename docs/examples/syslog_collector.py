@@ -10,14 +10,15 @@ import trio
 
 from snaptun_trio import UdpBatchReceiver, open_udp_socket
 
-MESSAGE = re.compile(rb"<\d{1,3}>1 [^\n]+")  # whoever could send line feeds could forge lines
+MESSAGE = re.compile(rb"<\d{1,3}>1 ")
 
 
 async def collect(receiver: UdpBatchReceiver) -> None:
     async for batch in receiver:
         for packet, address in batch:
-            if MESSAGE.fullmatch(packet):
-                sys.stdout.buffer.write(b"%b %b\n" % (address[0].encode(), packet))
+            if MESSAGE.match(packet):
+                text = packet.replace(b"\n", b"\\n")  # or anybody could forge a line
+                sys.stdout.buffer.write(b"%b %b\n" % (address[0].encode(), text))
         sys.stdout.flush()  # once for all that came together
 
 

@@ -67,8 +67,9 @@ class Collector(Protocol):
 
     def datagram_received(self, data: bytes, addr: Peer) -> None:
         """A message."""
-        if MESSAGE.fullmatch(data):
-            sys.stdout.buffer.write(b"%b %b\n" % (addr[0].encode(), data))
+        if MESSAGE.match(data):
+            text = data.replace(b"\n", b"\\n")
+            sys.stdout.buffer.write(b"%b %b\n" % (addr[0].encode(), text))
             if not self._flushes:
                 self._flushes = True
                 asyncio.get_running_loop().call_soon(self._flush)
