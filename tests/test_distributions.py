@@ -77,6 +77,7 @@ IN_SDIST = {
         *sources("snaptun_trio", ".py", ".pyi", "py.typed", ".c", ".h"),
         *sources("tests", ".py", ".toml", ".c", ".h"),
         *sources("docs", ".rst", ".py", ".svg", ".inc"),
+        *sources("docs", ".nft", ".yaml", ".conf", ".service", ".socket", "Containerfile"),
         *sources("LICENSES", ".txt"),
         *("pyproject.toml", "setup.py", "setup.cfg", "MANIFEST.in", "noxfile.py", "LICENSE"),
         *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "PKG-INFO"),

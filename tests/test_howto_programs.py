@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import select
 import signal
 import socket
 import sys
@@ -155,6 +156,7 @@ async def test_what_tasks_send_in_one_turn_leaves_together(linux_backend: None) 
 
 
 @LINUX
+@pytest.mark.slow
 def test_what_comes_while_a_worker_is_gone_waits_for_the_next() -> None:
     with program("howto/supervisor", "0", "2") as supervisor:
         port = first_line(supervisor, r"listening on port (\d+)\n")[1]
@@ -176,7 +178,10 @@ def test_what_comes_while_a_worker_is_gone_waits_for_the_next() -> None:
             workers = set(first)
             assert workers <= set(relaying.children_of(supervisor.pid))
             victim = first[0]
+            gone = os.pidfd_open(victim)
             os.kill(victim, signal.SIGKILL)
+            assert select.select([gone], [], [], ends.PATIENCE)[0]
+            os.close(gone)
             then = answers()  # asked at once, and answered by whoever comes
             assert victim not in then
             for before, after in zip(first, then):

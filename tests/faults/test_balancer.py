@@ -14,6 +14,7 @@ import select
 import shutil
 import socket
 import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -166,6 +167,20 @@ def test_a_client_stays_with_its_host_whatever_its_port() -> None:
         assert here.ask(here.clients()) == first
         here.share_out()  # with a seed in them the rules can be loaded again
         assert here.ask(here.clients()) == first
+        # For so many seconds it remembers a question, and a conversation.
+        limits = Path("/proc/sys/net/netfilter")
+        for name, seconds in (("udp_timeout", 30), ("udp_timeout_stream", 120)):
+            assert int((limits / f"nf_conntrack_{name}").read_text("ascii")) == seconds
+
+
+def test_without_a_seed_the_rules_share_out_anew_when_they_are_loaded_again() -> None:
+    with site() as here:
+        unseeded = RULES.replace(" seed 0x5eed", "")
+        assert unseeded != RULES
+        netns.attempt("nft -f -", stdin=unseeded)
+        first = here.ask(here.clients())
+        netns.attempt("nft -f -", stdin=unseeded)
+        assert here.ask(here.clients()) != first  # once in four thousand million times it is
 
 
 def test_a_relay_that_dies_is_noticed_at_once_and_by_its_own_clients_only() -> None:

@@ -16,7 +16,7 @@ SO_BUSY_POLL = 46  # include/uapi/asm-generic/socket.h; the socket module has no
 
 
 async def open_polling_socket(local: Address, microseconds: int) -> trio.socket.SocketType:
-    """Linux lets only CAP_NET_ADMIN ask for more than ``net.core.busy_read``."""
+    """Older kernels let only CAP_NET_ADMIN ask for more than ``net.core.busy_read``."""
     sock = await open_udp_socket(local)
     try:
         sock.setsockopt(socket.SOL_SOCKET, SO_BUSY_POLL, microseconds)
