@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import shutil
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
+from snaptun_trio import open_batch_pump, serve_udp
 from snaptun_trio._sockets import DEFAULT_BUFFER
 
 from . import ends, relaying
@@ -112,6 +114,23 @@ def test_every_command_is_run_or_said_not_to_be(page: str, command: str) -> None
             return
     assert bare.startswith(NOT_RUN), f"no test runs {command!r}"
     assert "not run here" in PAGES[page], f"{page} does not say that {command!r} was not run"
+
+
+def test_the_defaults_on_the_page_of_sizes_are_those_of_the_functions() -> None:
+    def default(function: Any, name: str) -> Any:  # noqa: ANN401
+        return inspect.signature(function).parameters[name].default
+
+    def shown(value: float) -> str:
+        return "4 MiB" if value == 4 << 20 else f"{int(value):,}".replace(",", " ")
+
+    said = dict(re.findall(r"^   \* - ``(\w+)``.*\n     - (.+)$", PAGES["sizes"], re.MULTILINE))
+    for function, names in (
+        (serve_udp, ["receive_buffer", "send_buffer", "max_peers", "peer_queue", "idle_timeout"]),
+        (open_batch_pump, ["capacity", "batch_size", "max_segments"]),
+    ):
+        for name in names:
+            assert said.pop(name).removesuffix(" s") == shown(default(function, name)), name
+    assert set(said) == {"max_sessions"}
 
 
 # --- the files ------------------------------------------------------------------------------------
