@@ -97,3 +97,42 @@ def test_rps_hands_flows_to_another_processor_and_xps_takes_a_mask() -> None:
     mask, steered = done.stdout.split()
     assert int(mask, 16) == 2
     assert int(steered) > 0
+
+
+SPIN = """
+import pathlib, sys
+group = pathlib.Path(sys.argv[1])
+(group / "cgroup.procs").write_text("0")
+stood_still = 0
+while not stood_still:
+    counts = dict(map(str.split, (group / "cpu.stat").read_text().splitlines()))
+    stood_still = int(counts["nr_throttled"])
+print(stood_still)
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="to set a quota takes root")
+def test_a_process_that_has_used_up_its_quota_stands_still_and_that_is_counted() -> None:
+    cgroups = Path("/sys/fs/cgroup")
+    first = cgroups / "cpu" if (cgroups / "cpu" / "cgroup.procs").exists() else None
+    group = (first or cgroups) / f"snaptun-trio-test-{os.getpid()}"
+    limits = {"cpu.cfs_quota_us": "5000"} if first else {"cpu.max": "5000 100000"}
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"no control group can be made here: {error}")
+    try:
+        for name, value in limits.items():
+            if not (group / name).exists():
+                pytest.skip(f"control groups have no {name} here")
+            (group / name).write_text(value, encoding="ascii")
+        done = subprocess.run(
+            [sys.executable, "-c", SPIN, str(group)],
+            capture_output=True,
+            text=True,
+            timeout=ends.PATIENCE,
+            check=True,
+        )
+        assert int(done.stdout) > 0
+    finally:
+        group.rmdir()
