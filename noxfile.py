@@ -259,6 +259,14 @@ def bench_programs(session: nox.Session) -> None:
     session.run("python", "-m", "tests.benchmarks.cookbook", *session.posargs)
 
 
+@nox.session(default=False, name="bench-tunnel")
+def bench_tunnel(session: nox.Session) -> None:
+    """Measure the tunnel of docs/examples beside wireguard-go. Options: `-- --help`."""
+    install(session, "test", "bench", package=None)
+    session.install("-e", ".[cli]")  # it runs in the checkout, and wants the compiled part there
+    session.run("python", "-m", "tests.benchmarks.tunnels", *session.posargs)
+
+
 @nox.session(default=False)
 def soak(session: nox.Session) -> None:
     """The long forms of the fault tests, hours if wished. Options go to pytest: `-- --help`."""

@@ -1,0 +1,1 @@
+# The tunnel of docs/examples beside wireguard-go.
