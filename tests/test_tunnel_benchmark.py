@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from .benchmarks.tunnels import __main__ as command
-from .benchmarks.tunnels._contenders import OURS, WIREGUARD
+from .benchmarks.tunnels._contenders import OURS, WIREGUARD, why_no_wireguard
 
 ROOT = Path(__file__).parent.parent
 
@@ -34,7 +34,7 @@ def test_table_compares_medians() -> None:
 
 def test_what_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert command.why_no_wireguard() == "it is not installed"
+    assert why_no_wireguard() == "it is not installed"
     assert command.why_nothing() is not None
 
 
@@ -47,7 +47,7 @@ def test_each_tunnel_that_is_there_is_measured(tmp_path: Path) -> None:
     run += ["--json", str(out), "--rst", str(rst)]
     done = subprocess.run(run, cwd=ROOT, env=os.environ, capture_output=True, text=True, check=True)
     told = json.loads(out.read_text(encoding="utf-8"))
-    measured = [OURS, *([] if command.why_no_wireguard() else [WIREGUARD])]
+    measured = [OURS, *([] if why_no_wireguard() else [WIREGUARD])]
     assert list(told["tunnels"]) == measured, done.stdout
     for sittings in told["tunnels"].values():
         assert len(sittings) == 1

@@ -44,13 +44,13 @@ class ReplayWindow:
     def mark(self, counter: int) -> None:
         """Only after the message proved genuine: a forger must not be able to move the window."""
         ahead = counter - self._highest
-        if ahead > 1:  # those that were skipped may still come
-            if ahead > WINDOW:
-                self._seen = bytearray(WINDOW)
-            else:
-                for skipped in range(self._highest + 1, counter):
-                    self._seen[skipped % WINDOW] = 0
-        self._highest = max(counter, self._highest)
+        if ahead > WINDOW:
+            self._seen = bytearray(WINDOW)
+        elif ahead > 1:  # those that were skipped may still come
+            for skipped in range(self._highest + 1, counter):
+                self._seen[skipped % WINDOW] = 0
+        if ahead > 0:
+            self._highest = counter
         self._seen[counter % WINDOW] = 1
 
 

@@ -102,26 +102,35 @@ def join(opened: Iterable[tuple[bytes, bytes]], *, udp: bool) -> Iterator[list[b
       udp: whether the device takes super-packets of UDP.
     """
     run: list[bytes] = []
-    notes, number, size = b"", 0, 0
+    notes, number = b"", 0
     for packet, header in opened:
         here = int.from_bytes(header[4:], "big")
-        follows = header[1] & FOLLOWS and here == number + 1 and len(run[-1]) == size
-        if run and follows and len(packet) <= size and (udp or notes[2] == TCP_CSUM):
+        follows = header[1] & FOLLOWS and here == number + 1
+        if run and follows and (udp or notes[2] == TCP_CSUM):
             run.append(packet)
         else:
-            if run:
-                yield frame_of(run, notes)
-            run, notes, size = [packet], header[1:4], len(packet)
+            yield from frames_of(run, notes)
+            run, notes = [packet], header[1:4]
         number = here
-    if run:
-        yield frame_of(run, notes)
+    yield from frames_of(run, notes)
 
 
-def frame_of(run: list[bytes], notes: bytes) -> list[bytes]:
-    flags, start, offset = notes
+def frames_of(run: list[bytes], notes: bytes) -> Iterator[list[bytes]]:
+    if len(run) > 1:
+        try:
+            joined = super_packet(run, *notes[1:])
+        except (IndexError, OverflowError):
+            pass  # the peer said what is not so: let the kernel judge each of them
+        else:
+            yield joined
+            return
+    for packet in run:
+        flags, start, offset = notes
+        yield [VIRTIO.pack(flags & NEEDS_CSUM, GSO_NONE, 0, 0, start, offset), packet]
+
+
+def super_packet(run: list[bytes], start: int, offset: int) -> list[bytes]:
     first = run[0]
-    if len(run) == 1:
-        return [VIRTIO.pack(flags & NEEDS_CSUM, GSO_NONE, 0, 0, start, offset), first]
     length = headers(first, start, offset)
     head = bytearray(first[:length])
     payloads = [packet[length:] for packet in run]

