@@ -155,6 +155,17 @@ def test_both_ask_at_once() -> None:
         assert one.open(other.sending.seal(b"back"), 0.0)[0] == b"back"
 
 
+def test_own_hello_that_comes_back_is_not_answered() -> None:
+    one, other = keyring(), keyring()
+    first, hello = one.hello(), one.hello()
+    assert one.take_hello(hello, 0.0) is None
+    assert one.counts["reflected"] == 1
+    assert one.take_reply(one.take_hello(first, 0.0), 0.0) is None  # nobody waits for that one
+    assert one.take_reply(other.take_hello(hello, 0.0), 0.0) is not None
+    assert one.take_hello(hello, 0.0) is not None  # answered, but the answer is not taken
+    assert one.take_reply(one.take_hello(hello, 0.0), 0.0) is None
+
+
 def test_when_new_keys_are_wanted() -> None:
     one, other = keyring(), keyring()
     assert one.wants_new(0.0)

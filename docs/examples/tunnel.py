@@ -54,7 +54,9 @@ class Tunnel:
     def sealed(self) -> list[bytes]:
         """What waits in the device, cut and sealed."""
         messages: list[bytes] = []
-        while len(messages) < TOGETHER:
+        for _ in range(TOGETHER):  # bounded also while all that is read is dropped
+            if len(messages) >= TOGETHER:
+                break
             try:
                 packets = cut(os.read(self.tun, LARGEST))
             except BlockingIOError:
@@ -75,7 +77,7 @@ class Tunnel:
             await self.sender.send(PacketBatch(PacketTrain.pack(messages, None)))
         except SendBatchError as error:
             for failure in error.failures:
-                self.dropped[os.strerror(failure.error.errno or 0)] += 1
+                self.dropped[os.strerror(failure.error.errno or 0)] += failure.datagrams
         except OSError as error:
             self.dropped[os.strerror(error.errno or 0)] += 1
 

@@ -171,6 +171,9 @@ class Keyring:
             self.counts["forged"] += 1
             return None
         _, peer_index, random = HELLO_BODY.unpack(body)
+        if self._asked == (peer_index, random):  # our own: we would agree on keys with ourselves
+            self.counts["reflected"] += 1
+            return None
         index, own = self._free_index(), os.urandom(32)
         self._begin(index, peer_index, random + own, now, is_ours=False)
         answer = REPLY_BODY.pack(REPLY, peer_index, index, own)
