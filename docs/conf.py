@@ -8,6 +8,7 @@ import builtins
 import os
 import re
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sphinx.pycode import ModuleAnalyzer
@@ -23,14 +24,17 @@ project = "snaptun_trio"
 copyright = "2026, the snaptun_trio contributors"  # noqa: A001
 release = version = snaptun_trio.__version__
 
+sys.path.insert(0, str(Path(__file__).parent / "_ext"))
+
 extensions = [
+    "picture",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinxcontrib_trio",
     "myst_parser",
 ]
 source_suffix = {".rst": "restructuredtext"}
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "_ext"]
 default_role = "obj"
 nitpicky = True
 nitpick_ignore = [
@@ -49,6 +53,8 @@ nitpick_ignore = [
 ]
 html_theme = "furo"
 html_title = f"snaptun_trio {release}"
+html_static_path = ["_static"]
+html_css_files = ["looks.css"]
 
 autodoc_member_order = "bysource"
 autodoc_inherit_docstrings = False
@@ -137,6 +143,16 @@ def readable_signature(
     return tuple(written_out(part) for part in parts)
 
 
+def long_names_may_break(
+    app: Sphinx, page: str, template: str, context: dict[str, object], doctree: object
+) -> None:
+    """Let long names be broken after an underscore, or columns are as wide as the longest."""
+    literal = r'(?<=<span class="pre">)[^<]*_[^<]*(?=</span>)'
+    context["body"] = re.sub(
+        literal, lambda name: name[0].replace("_", "_<wbr>"), str(context.get("body", ""))
+    )
+
+
 def write_out_type_variables() -> None:
     """Give the attributes of generic classes the widest type that they can have."""
     snaptun_trio.PacketTrain.__annotations__["address"] = "Address | None"
@@ -175,3 +191,4 @@ def setup(app: Sphinx) -> None:
     app.connect("autodoc-process-docstring", before_napoleon, priority=400)
     app.connect("autodoc-process-docstring", after_napoleon, priority=600)
     app.connect("autodoc-process-signature", readable_signature)
+    app.connect("html-page-context", long_names_may_break)

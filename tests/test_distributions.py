@@ -76,7 +76,7 @@ IN_SDIST = {
     for name in (
         *sources("snaptun_trio", ".py", ".pyi", "py.typed", ".c", ".h"),
         *sources("tests", ".py", ".toml", ".c", ".h"),
-        *sources("docs", ".rst", ".py", ".svg", ".inc"),
+        *sources("docs", ".rst", ".py", ".svg", ".inc", ".css"),
         *sources("docs", ".nft", ".yaml", ".conf", ".service", ".socket", "Containerfile"),
         *sources("LICENSES", ".txt"),
         *("pyproject.toml", "setup.py", "setup.cfg", "MANIFEST.in", "noxfile.py", "LICENSE"),

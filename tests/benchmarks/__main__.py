@@ -63,6 +63,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
     parser.add_argument("--rst", type=Path, metavar="FILE", help="also write the docs' tables here")
     parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="also draw a picture here")
+    parser.add_argument("--few", type=Path, metavar="FILE.svg", help="and one of a few rows here")
     options = parser.parse_args(arguments)
     options.rounds = options.rounds or (3 if options.quick else 5)
     options.ms = options.ms or (5 if options.quick else 8)
@@ -220,6 +221,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.rst.write_text(_report.as_rst(machine, outcome), encoding="utf-8")
     if options.plot:
         options.plot.write_text(_plot.draw(outcome.rows), encoding="utf-8")
+    if options.few:
+        options.few.write_text(_plot.draw_few(outcome.rows), encoding="utf-8")
     return 1 if outcome.failures else 0
 
 

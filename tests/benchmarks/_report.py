@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 PEERS = ("trio.socket", "anyio", "asyncio", "uvloop", "aiofastnet")
 HEAD = ("", "floor", "ours", "x floor", "aim", "spread", *PEERS)
 BESIDE_HEAD = ("", "us", "beside", "us", "x", "aim", "spread")
-FACT_HEAD = ("", "figure", "aim", "")
+NOTE = "note"
+FACT_HEAD = ("", "figure", "aim", NOTE)
+# A page has no title above all tables that says what the figures are.
+RST_HEAD = ("traffic", "C floor", "ours", "times floor", "aim", "spread", *PEERS)
+RST_BESIDE_HEAD = ("", "ours", "beside", "theirs", "times theirs", "aim", "spread")
 
 Sections: TypeAlias = list[tuple[str, list[list[str]]]]
 
@@ -148,15 +152,26 @@ def show_all(outcome: Outcome) -> None:
 def as_rst(machine: dict[str, str], outcome: Outcome) -> str:
     """The tables of the docs' performance page, with the machine they are from."""
     lines = ["Measured on: " + "; ".join(f"{key} {value}" for key, value in machine.items()) + "."]
-    for head, parts in (
-        (HEAD, sections(outcome.rows)),
-        (BESIDE_HEAD, beside_sections(outcome.comparisons)),
-        (FACT_HEAD, fact_sections(outcome.facts)),
+    for unit, head, parts in (
+        ("CPU nanoseconds a datagram", RST_HEAD, sections(outcome.rows)),
+        ("CPU microseconds", RST_BESIDE_HEAD, beside_sections(outcome.comparisons)),
+        ("", FACT_HEAD, fact_sections(outcome.facts)),
     ):
         for title, rows in parts:
-            lines += ["", f".. csv-table:: {title}", "   :header-rows: 1", ""]
-            lines += ["   " + ",".join(f'"{cell or " "}"' for cell in row) for row in (head, *rows)]
+            lines += rst_table(f"{title} ({unit})" if unit else title, head, rows)
     return "\n".join(lines) + "\n"
+
+
+def rst_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """One table, without the columns in which no row has anything."""
+    filled = [place for place in range(len(head)) if any(row[place].strip() for row in rows)]
+    notes = head[filled[-1]] == NOTE
+    lines = ["", f".. csv-table:: {title}", "   :header-rows: 1"]
+    lines += [f"   :class: figures{' notes' if notes else ''}", ""]
+    for row in (head, *rows):
+        cells = [row[place].replace('"', '""') or " " for place in filled]
+        lines.append("   " + ",".join(f'"{cell}"' for cell in cells))
+    return lines
 
 
 def as_json(machine: dict[str, str], left_out: Sequence[str], outcome: Outcome) -> str:

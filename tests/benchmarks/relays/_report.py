@@ -128,7 +128,8 @@ def as_rst(machine: Mapping[str, str], results: Sequence[Measured], names: Seque
     for table in TABLES:
         rows = rows_of(table, results, names)
         if rows:
-            lines += ["", f".. csv-table:: {table.title}", "   :header-rows: 1", ""]
+            lines += ["", f".. csv-table:: {table.title}", "   :header-rows: 1"]
+            lines += ["   :class: figures", ""]
             every = (head(names), *rows)
             lines += ["   " + ",".join(f'"{cell or " "}"' for cell in row) for row in every]
     for reason in reasons(results):
