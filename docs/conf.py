@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import builtins
+import inspect
 import os
 import re
 import sys
@@ -84,7 +85,9 @@ def before_napoleon(
     app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
 ) -> None:
     """Complain of a missing docstring, which autodoc would pass over without a word."""
-    if not any(lines) and not is_described_by_its_class(name):
+    if not any(lines):
+        lines[:] = description_in_the_class(name)
+    if not any(lines):
         logging.getLogger(__name__).warning("%s %s has no docstring", what, name)
     if what == "attribute":
         plain[name] = list(lines)
@@ -97,12 +100,16 @@ def after_napoleon(
     lines[:] = plain.pop(name, lines)
 
 
-def is_described_by_its_class(name: str) -> bool:
-    """Whether an attribute is explained among the arguments of its class."""
+def description_in_the_class(name: str) -> list[str]:
+    """What an attribute is by the arguments of its class, which are where it stands only once."""
     _, owner, attribute = name.rsplit(".", 2)
     home = snaptun_trio.testing if hasattr(snaptun_trio.testing, owner) else snaptun_trio
-    description = getattr(getattr(home, owner, None), "__doc__", None) or ""
-    return re.search(rf"^ +{attribute}: ", description, re.MULTILINE) is not None
+    description = inspect.getdoc(getattr(home, owner, None)) or ""
+    found = re.search(rf"^  {attribute}: (.*(?:\n    .*)*)", description, re.MULTILINE)
+    if found is None:
+        return []
+    sentence = re.sub(r"\s+", " ", found[1])
+    return [sentence[0].upper() + sentence[1:], ""]
 
 
 # Programs are given these, and make none.

@@ -67,6 +67,11 @@ def test_every_public_name_has_an_example_that_a_page_shows(name: str) -> None:
     assert any(name in used for _, _, used in SHOWN)
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name[0].isupper() or "_udp" in name])
+def test_every_class_has_an_example_on_the_reference_page(name: str) -> None:
+    assert any(name in used for _, _, used in shown_on(PAGES["reference"]))
+
+
 def test_a_name_that_is_in_no_example_would_be_found() -> None:
     assert not any("no_such_name" in used for _, _, used in SHOWN)
     assert "AsyncGenerator" in used_in(ast.parse("x: AsyncGenerator"))

@@ -26,6 +26,7 @@ from snaptun_trio import (
     QueuePacketError,
     ReceiverClosedError,
     ReceiverFailedError,
+    ReceiverGroupError,
     ReceiverStatistics,
     RelayFlow,
     RelayStatistics,
@@ -93,6 +94,67 @@ async def largest_receiver() -> None:
     with await open_udp_socket(("127.0.0.1", 0)) as sock:
         receiver = UdpBatchReceiver(sock, batch_size=MAX_BATCH_SIZE)
         assert receiver.batch_size == MAX_BATCH_SIZE
+
+
+async def pool_of_two_receivers() -> None:
+    pool = PacketBufPool(capacity=2)
+    here = ("127.0.0.1", 0)
+    with await open_udp_socket(here) as one, await open_udp_socket(here) as other:
+        _, receiver = UdpBatchReceiver(one, pool), UdpBatchReceiver(other, pool)
+        await UdpBatchSender(one).send_packet(b"hello", other.getsockname())
+        assert (await receiver.receive()).packets() == [(b"hello", one.getsockname())]
+    assert pool.statistics().allocated == 1  # the receiver that waits for nothing has none
+
+
+async def receiver_of_one_batch() -> None:
+    with await open_udp_socket(("127.0.0.1", 0)) as sock:
+        receiver = UdpBatchReceiver(sock, packet_info=True)
+        await UdpBatchSender(sock).send_packet(b"hello", sock.getsockname())  # to itself
+        async for batch in receiver:
+            assert [bytes(train.data) for train in batch.trains] == [b"hello"]
+            assert batch.trains[0].local_address == "127.0.0.1"  # which was asked for
+            break
+
+
+async def group_of_receivers() -> None:
+    here = ("127.0.0.1", 0)
+    with await open_udp_socket(here) as one, await open_udp_socket(here) as other:
+        group = UdpReceiverGroup(UdpBatchReceiver(sock) for sock in (one, other))
+        await UdpBatchSender(one).send_packet(b"hello", other.getsockname())
+        receiver, batch = await group.receive()
+        assert (receiver.socket, len(batch)) == (other, 1)
+
+
+async def sender_of_a_queue() -> None:
+    with await open_udp_socket(("127.0.0.1", 0)) as sock:
+        sender = UdpBatchSender(sock)
+        for number in range(10):
+            sender.try_queue_packet(b"packet %d" % number, sock.getsockname())
+        await sender.flush()  # with one system call
+        assert sender.statistics().datagrams_sent == 10
+
+
+async def pump_with_a_handler() -> None:
+    def echo(batch: PacketBatch[Address]) -> PacketBatch:
+        return batch
+
+    async with open_batch_pump(("127.0.0.1", 0), handler=echo) as pump:
+        async with await open_udp_channel(*pump.local_address[:2]) as client:
+            await client.send_packet(b"hello")
+            assert await client.receive_packet() == b"hello"
+
+
+async def relay_to_a_server() -> None:
+    async with trio.open_nursery() as nursery:
+        with await open_udp_socket(("127.0.0.1", 0)) as server:
+            relay = UdpRelay(("127.0.0.1", 0), [server.getsockname()])
+            await nursery.start(relay.run)
+            async with await open_udp_channel(*relay.local_address[:2]) as client:
+                await client.send_packet(b"hello")
+                question = await UdpBatchReceiver(server).receive()  # from the session's socket
+                await UdpBatchSender(server).send(question)
+                assert await client.receive_packet() == b"hello"
+            relay.stop()
 
 
 async def sockets() -> None:
@@ -216,6 +278,7 @@ async def group_that_loses_one() -> None:
             receiver.close()
             with pytest.raises(ReceiverClosedError) as caught:
                 await group.receive()
+            assert isinstance(caught.value, ReceiverGroupError)
             assert caught.value.receiver is receiver
             assert len(group) == 0
 
