@@ -153,11 +153,21 @@ def readable_signature(
 def long_names_may_break(
     app: Sphinx, page: str, template: str, context: dict[str, object], doctree: object
 ) -> None:
-    """Let long names be broken after an underscore, or columns are as wide as the longest."""
-    literal = r'(?<=<span class="pre">)[^<]*_[^<]*(?=</span>)'
-    context["body"] = re.sub(
-        literal, lambda name: name[0].replace("_", "_<wbr>"), str(context.get("body", ""))
-    )
+    """Let long names be broken after an underscore, or columns are as wide as the longest.
+
+    Short ones, and options such as ``--json``, stay in one piece.
+    """
+
+    def may_break(word: re.Match[str]) -> str:
+        if len(word[1]) < LONG:
+            return word[0]
+        return f'<span class="pre long">{word[1].replace("_", "_<wbr>")}</span>'
+
+    body = str(context.get("body", ""))
+    context["body"] = re.sub(r'<span class="pre">([^<]+)</span>', may_break, body)
+
+
+LONG = 24  # characters of a name
 
 
 def write_out_type_variables() -> None:

@@ -296,7 +296,8 @@ def test_systemd_has_nothing_to_say_of_units(page: Path, tmp_path: Path) -> None
         kinds = [kind for kind in ("Socket", "Service") if f"[{kind}]" in block.text]
         if block.path == page and block.language == "ini" and kinds:
             # A socket starts the service of its name, and what a service starts has to be there.
-            text = re.sub(r"\b[\w-]+\.socket\b", "example.socket", block.text)
+            text = block.text.replace("\\\n", " ")
+            text = re.sub(r"\b[\w-]+\.socket\b", "example.socket", text)
             text = re.sub(r"^(Exec\w+)=.*", r"\1=/bin/true", text, flags=re.MULTILINE)
             units.append(str(tmp_path / f"example.{kinds[0].lower()}"))
             Path(units[-1]).write_text(text, encoding="utf-8")
