@@ -267,6 +267,14 @@ def bench_tunnel(session: nox.Session) -> None:
     session.run("python", "-m", "tests.benchmarks.tunnels", *session.posargs)
 
 
+@nox.session(default=False, name="bench-quic")
+def bench_quic(session: nox.Session) -> None:
+    """Measure the QUIC example beside aioquic's own on asyncio and uvloop. Options: `-- --help`."""
+    install(session, "test", "bench", package=None)
+    session.install("-e", ".[cli]")  # it runs in the checkout, and wants the compiled part there
+    session.run("python", "-m", "tests.benchmarks.quic", *session.posargs)
+
+
 @nox.session(default=False)
 def soak(session: nox.Session) -> None:
     """The long forms of the fault tests, hours if wished. Options go to pytest: `-- --help`."""
