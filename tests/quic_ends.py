@@ -148,8 +148,9 @@ class Rebinding:
 
     async def rebind(self) -> None:
         """From here on another port of ours; what comes to the old one is lost."""
+        fresh = await open_udp_socket((HOST, 0))
         self._bound.cancel()
-        self.back = await open_udp_socket((HOST, 0))
+        self.back = fresh
         self._nursery.start_soon(self._answers, self.back)
 
     async def _answers(self, sock: trio.socket.SocketType) -> None:
