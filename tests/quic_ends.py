@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 SERVER, CLIENT, FILES = example("quic_server"), example("quic_client"), example("quic_files")
 QUIC = example("quic")
 HOST = "127.0.0.1"
+MOVES = {"get": FILES.get, "put": FILES.put}
 
 
 class Files:
@@ -50,6 +51,12 @@ def hash_of(size: int) -> str:
     for piece in FILES.content(size):
         digest.update(piece)
     return digest.hexdigest()
+
+
+async def moved(connection: Any, verb: str, size: int) -> str:  # noqa: ANN401
+    async with connection.open_stream() as stream:
+        told: str = await MOVES[verb](stream, size)
+        return told
 
 
 @contextlib.asynccontextmanager
