@@ -51,7 +51,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def measure(rows: Sequence[Row], names: Sequence[str], rounds: int, directory: Path) -> Results:
-    """All servers run at once and wait for their turns; who waits costs next to nothing."""
+    """All servers run at once and wait for their turns; who waits costs next to nothing.
+
+    A sitting in which another one's bytes did not arrive is told, and gives no figure.
+    """
     certificate, key = write_certificate(directory)
     results: Results = {row: {name: [] for name in names} for row in rows}
     with ExitStack() as stack:
@@ -61,7 +64,14 @@ def measure(rows: Sequence[Row], names: Sequence[str], rounds: int, directory: P
                 for name in names if turn % 2 == 0 else reversed(names):
                     if sys.stderr.isatty():
                         print(f"\r\033[K{turn} {row} {name}", end="", file=sys.stderr, flush=True)
-                    results[row][name].append(sit(name, servers[name], row, certificate))
+                    try:
+                        sitting = sit(name, servers[name], row, certificate)
+                    except FailedError as error:
+                        if name == OURS:
+                            raise
+                        print(f"{row.name}, {row.connections} connections: {error}")
+                    else:
+                        results[row][name].append(sitting)
     return results
 
 
@@ -70,13 +80,12 @@ def table(results: Results, names: Sequence[str]) -> list[list[str]]:
     lines: list[list[str]] = []
     for row, sittings in results.items():
         for side, figure in SIDES.items():
-            medians = {
-                name: statistics.median(figure(one) for one in sittings[name]) for name in names
-            }
-            cells = [f"{medians[OURS]:.2f}"]
-            cells += [
-                f"{medians[name]:.2f} ({medians[name] / medians[OURS]:.1f}x)" for name in names[1:]
-            ]
+            ours = statistics.median(figure(one) for one in sittings[OURS])
+            cells = [f"{ours:.2f}"]
+            for name in names[1:]:
+                others = [figure(one) for one in sittings[name]]
+                median = statistics.median(others) if others else None
+                cells.append("failed" if median is None else f"{median:.2f} ({median / ours:.1f}x)")
             lines.append([row.name, number(row.connections), side, *cells])
     return lines
 

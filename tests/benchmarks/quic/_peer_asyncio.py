@@ -12,6 +12,7 @@ import hashlib
 import json
 import random
 import signal
+import socket
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 ALPN = "files"
 PATTERN = random.Random(1).randbytes(250_007)
 READ = 1 << 18
+BUFFER = 4 << 20  # what the others' sockets have; with the system's default many lose datagrams
 
 
 def content(size: int) -> Iterator[bytes]:
@@ -34,6 +36,14 @@ def content(size: int) -> Iterator[bytes]:
     for _ in range(whole):
         yield PATTERN
     yield PATTERN[:rest]
+
+
+def enlarge(transport: asyncio.DatagramTransport | None) -> None:
+    """Give a socket the buffers that a server would be given."""
+    assert transport is not None
+    sock = transport.get_extra_info("socket")
+    for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+        sock.setsockopt(socket.SOL_SOCKET, option, BUFFER)
 
 
 async def hash_of(reader: asyncio.StreamReader) -> str:
@@ -70,6 +80,7 @@ async def run_server(host: str, port: int, certificate: str, key: str) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
     server = await serve(host, port, configuration=configuration, stream_handler=handle)
     transport = server._transport
+    enlarge(transport)
     assert transport is not None
     print("serving on port", transport.get_extra_info("sockname")[1], flush=True)
     await ended.wait()
@@ -81,6 +92,7 @@ async def move(verb: str, host: str, port: int, authority: str, size: int) -> st
     configuration = QuicConfiguration(alpn_protocols=[ALPN], server_name=host)
     configuration.load_verify_locations(authority)
     async with connect(host, port, configuration=configuration) as connection:
+        enlarge(connection._transport)
         reader, writer = await connection.create_stream()
         writer.write(b"%s %d\n" % (verb.upper().encode(), size))
         if verb == "put":
