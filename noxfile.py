@@ -38,6 +38,12 @@ PARALLEL = ("-n", "auto", "--dist", "worksteal")
 # The fault suite takes most of the time and is about the kernel, which is the same for all; and so
 # are most of the tests that take long.
 CORE = ("--ignore=tests/faults", "-m", "not slow")
+# What runs programs of its own, of the docs and of the benchmarks, is the same on each Python, and
+# no line of the package is run by it alone.
+PROGRAMS = tuple(
+    f"--ignore-glob=tests/{name}"
+    for name in ("test_example_*", "test_cookbook*", "test_howto*", "test_tunnel*", "*benchmark*")
+)
 
 
 def switch_on_all_of_pyenv() -> None:
@@ -88,7 +94,7 @@ def quick(session: nox.Session) -> None:
 def pythons(session: nox.Session) -> None:
     """The core suite on the other Pythons. Options go to pytest."""
     install(session, "test", package=".[cli]")
-    session.run(*PYTEST, *PARALLEL, *(session.posargs or CORE))
+    session.run(*PYTEST, *PARALLEL, *(session.posargs or (*CORE, *PROGRAMS)))
 
 
 @nox.session(default=False)
@@ -104,7 +110,9 @@ def coverage(session: nox.Session) -> None:
     """The core suite under branch coverage; fails below the project's minimum."""
     install(session, "test", package=".[cli]")
     session.run("coverage", "erase")
-    session.run("python", "-P", "-m", "coverage", "run", "-m", "pytest", *PARALLEL, *CORE)
+    session.run(
+        "python", "-P", "-m", "coverage", "run", "-m", "pytest", *PARALLEL, *CORE, *PROGRAMS
+    )
     session.run("coverage", "combine", "--quiet")
     session.run("coverage", "report", f"--fail-under={MINIMUM_COVERAGE}")
 
