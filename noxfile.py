@@ -243,44 +243,41 @@ def wheels(session: nox.Session) -> None:
             session.run(there, *PYTEST[1:], *PARALLEL, *CORE, *session.posargs, external=True)
 
 
+def benchmark(session: nox.Session, module: str) -> None:
+    """Run one of the benchmarks. Options go to it."""
+    install(session, "test", "bench", package=None)
+    session.install("-e", ".[cli]")  # it runs in the checkout, and wants the compiled part there
+    session.run("python", "-m", module, *session.posargs)
+
+
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
     """Measure beside the bare system calls and other libraries. Options: `-- --help`."""
-    install(session, "test", "bench", package=None)
-    session.install("-e", ".[cli]")  # it runs in the checkout, and wants the compiled part there
-    session.run("python", "-m", "tests.benchmarks", *session.posargs)
+    benchmark(session, "tests.benchmarks")
 
 
 @nox.session(default=False, name="bench-relays")
 def bench_relays(session: nox.Session) -> None:
     """Measure the relay beside nginx, socat and others, where they are. Options: `-- --help`."""
-    install(session, "test", "bench", package=None)
-    session.install("-e", ".[cli]")  # it runs in the checkout, and wants the compiled part there
-    session.run("python", "-m", "tests.benchmarks.relays", *session.posargs)
+    benchmark(session, "tests.benchmarks.relays")
 
 
 @nox.session(default=False, name="bench-programs")
 def bench_programs(session: nox.Session) -> None:
     """Measure the docs' programs beside the same on asyncio and others. Options: `-- --help`."""
-    install(session, "test", "bench", package=None)
-    session.install("-e", ".[cli]")  # it runs in the checkout, and wants the compiled part there
-    session.run("python", "-m", "tests.benchmarks.cookbook", *session.posargs)
+    benchmark(session, "tests.benchmarks.cookbook")
 
 
 @nox.session(default=False, name="bench-tunnel")
 def bench_tunnel(session: nox.Session) -> None:
     """Measure the tunnel of docs/examples beside wireguard-go. Options: `-- --help`."""
-    install(session, "test", "bench", package=None)
-    session.install("-e", ".[cli]")  # it runs in the checkout, and wants the compiled part there
-    session.run("python", "-m", "tests.benchmarks.tunnels", *session.posargs)
+    benchmark(session, "tests.benchmarks.tunnels")
 
 
 @nox.session(default=False, name="bench-quic")
 def bench_quic(session: nox.Session) -> None:
     """Measure the QUIC example beside aioquic's own on asyncio and uvloop. Options: `-- --help`."""
-    install(session, "test", "bench", package=None)
-    session.install("-e", ".[cli]")  # it runs in the checkout, and wants the compiled part there
-    session.run("python", "-m", "tests.benchmarks.quic", *session.posargs)
+    benchmark(session, "tests.benchmarks.quic")
 
 
 @nox.session(default=False)

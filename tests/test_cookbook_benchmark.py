@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from .benchmarks._sittings import Effort
 from .benchmarks.cookbook import __main__ as command, _loads, _measuring
-from .benchmarks.cookbook._measuring import Effort, measure_row
+from .benchmarks.cookbook._measuring import measure_row
 from .benchmarks.cookbook._rows import OURS, ROWS, Row
 from .real_software import needs
 

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from .benchmarks._sittings import Effort
 from .benchmarks._traffic import open_socket
 from .benchmarks.relays import __main__ as command
 from .benchmarks.relays._contenders import CONTENDERS, Contender, from_option
 from .benchmarks.relays._load import Plan, build, open_ends
-from .benchmarks.relays._measuring import Effort, measure
+from .benchmarks.relays._measuring import measure
 from .benchmarks.relays._rows import PACED, Row, Shape
 from .benchmarks.relays._running import running
 

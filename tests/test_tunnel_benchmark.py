@@ -52,4 +52,6 @@ def test_each_tunnel_that_is_there_is_measured(tmp_path: Path) -> None:
     for sittings in told["tunnels"].values():
         assert len(sittings) == 1
         assert min(sittings[0].values()) > 0
-    assert rst.read_text(encoding="utf-8").count("\n   ") == 2 + len(measured)
+    text = rst.read_text(encoding="utf-8")
+    assert text.count('\n   "') == 1 + len(measured)
+    assert text.count("\n   :") == 2

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from contextlib import contextmanager
@@ -15,11 +14,13 @@ from typing import TYPE_CHECKING
 from . import _machine, _plot, _report
 from ._beside import ROW_PEERS, from_rows
 from ._method import FLOOR, MODULES, OURS, WORKS, Row, measure, open_contenders
+from ._options import add_outputs, add_selection, fill_in, make_parser, progress
 from ._outcome import Outcome
 from ._programs import measure as measure_program, programs
 from ._shapes import PEER_COUNTS, SHAPES, many_peers
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from ._fact import Fact
@@ -38,36 +39,22 @@ def all_rows() -> list[Row]:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command's options."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.benchmarks",
-        description="CPU time a datagram, beside the bare system calls and other libraries.",
-    )
-    parser.add_argument(
-        "--quick",
-        action="store_true",
-        help="in half a minute: IPv4 only, fewest peers, fewer and shorter rounds, no extras",
+    parser = make_parser(
+        "tests.benchmarks",
+        "CPU time a datagram, beside the bare system calls and other libraries.",
+        "in half a minute: IPv4 only, fewest peers, fewer and shorter rounds, no extras",
     )
     parser.add_argument("--rounds", type=int, help="sittings of each contender (5; quick: 3)")
     parser.add_argument("--ms", type=int, help="CPU milliseconds of each sitting (8; quick: 5)")
-    parser.add_argument(
-        "--select",
-        action="append",
-        metavar="PATTERN",
-        help="only what matches, like 'pump/*/ipv4' or 'memory'; may be repeated; see --list",
-    )
+    add_selection(parser, "'pump/*/ipv4' or 'memory'")
     parser.add_argument(
         "--beside", action="store_true", help="only the second table: ours beside peers"
     )
     parser.add_argument("--no-peers", action="store_true", help="only the floor and the library")
-    parser.add_argument("--list", action="store_true", help="name what can be selected, and end")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
-    parser.add_argument("--rst", type=Path, metavar="FILE", help="also write the docs' tables here")
+    add_outputs(parser)
     parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="also draw a picture here")
     parser.add_argument("--few", type=Path, metavar="FILE.svg", help="and one of a few rows here")
-    options = parser.parse_args(arguments)
-    options.rounds = options.rounds or (3 if options.quick else 5)
-    options.ms = options.ms or (5 if options.quick else 8)
-    return options
+    return fill_in(parser.parse_args(arguments), rounds=(5, 3), ms=(8, 5))
 
 
 def extras(rounds: int, quick: bool, floor: bool) -> dict[str, Callable[[], list[Fact]]]:
@@ -87,20 +74,17 @@ def extras(rounds: int, quick: bool, floor: bool) -> dict[str, Callable[[], list
 
 
 class Progress:
-    """One line on the terminal that says what is going on."""
+    """Says what is going on, and how much of it is done."""
 
     def __init__(self, total: int) -> None:
         self._total, self._done = total, 0
-        self._shown = sys.stderr.isatty()
 
     def __call__(self, name: str) -> None:
         self._done += 1
-        if self._shown:
-            print(f"\r\033[K{self._done}/{self._total} {name}", end="", file=sys.stderr, flush=True)
+        progress(f"{self._done}/{self._total} {name}")
 
     def close(self) -> None:
-        if self._shown:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
+        progress("")
 
 
 def chosen(options: argparse.Namespace, names: Iterable[str]) -> list[str]:

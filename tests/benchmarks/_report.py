@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from ._method import FLOOR, OURS, aim
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from ._beside import Comparison
     from ._fact import Fact
@@ -151,14 +151,29 @@ def show_all(outcome: Outcome) -> None:
 
 def as_rst(machine: dict[str, str], outcome: Outcome) -> str:
     """The tables of the docs' performance page, with the machine they are from."""
-    lines = ["Measured on: " + "; ".join(f"{key} {value}" for key, value in machine.items()) + "."]
+    tables = []
     for unit, head, parts in (
         ("CPU nanoseconds a datagram", RST_HEAD, sections(outcome.rows)),
         ("CPU microseconds", RST_BESIDE_HEAD, beside_sections(outcome.comparisons)),
         ("", FACT_HEAD, fact_sections(outcome.facts)),
     ):
-        for title, rows in parts:
-            lines += rst_table(f"{title} ({unit})" if unit else title, head, rows)
+        tables += [(f"{title} ({unit})" if unit else title, head, rows) for title, rows in parts]
+    return rst_document(machine, "", tables)
+
+
+def rst_document(
+    machine: Mapping[str, str],
+    legend: str,
+    tables: Iterable[tuple[str, Sequence[str], Sequence[Sequence[str]]]],
+    notes: Iterable[str] = (),
+) -> str:
+    """Tables, those without a row left out, with the machine that they are from."""
+    described = "; ".join(f"{key} {value}" for key, value in machine.items())
+    lines = [f"Measured on: {described}.", *(["", legend] if legend else [])]
+    for title, head, rows in tables:
+        lines += rst_table(title, head, rows) if rows else []
+    for note in notes:
+        lines += ["", f"{note}."]
     return "\n".join(lines) + "\n"
 
 

@@ -4,56 +4,39 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import time
 from fnmatch import fnmatch
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import _machine
+from .._options import add_outputs, add_selection, fill_in, make_parser, progress
+from .._sittings import Effort
 from . import _report
-from ._measuring import Effort, measure
+from ._measuring import measure
 from ._rows import OURS, ROWS
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Sequence
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command's options."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.benchmarks.cookbook",
-        description="The documentation's programs beside the same on asyncio, uvloop and trio.",
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help="in less than a minute: fewer and shorter rounds"
+    parser = make_parser(
+        "tests.benchmarks.cookbook",
+        "The documentation's programs beside the same on asyncio, uvloop and trio.",
+        "in less than a minute: fewer and shorter rounds",
     )
     parser.add_argument("--rounds", type=int, help="sittings of each program (7; quick: 2)")
     parser.add_argument("--ms", type=int, help="milliseconds of each sitting (500; quick: 100)")
-    parser.add_argument(
-        "--select",
-        action="append",
-        metavar="PATTERN",
-        help="only what matches, like 'dns_*' or '*/32'; may be repeated; see --list",
-    )
+    add_selection(parser, "'dns_*' or '*/32'")
     parser.add_argument(
         "--only", action="append", metavar="NAME", help="only this contender; may be repeated"
     )
-    parser.add_argument("--list", action="store_true", help="name what can be selected, and end")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
-    parser.add_argument("--rst", type=Path, metavar="FILE", help="also write the docs' tables here")
-    options = parser.parse_args(arguments)
-    options.rounds = options.rounds or (2 if options.quick else 7)
-    options.ms = options.ms or (100 if options.quick else 500)
-    return options
-
-
-def progress(name: str) -> None:
-    """Say on a terminal what is going on."""
-    if sys.stderr.isatty():
-        print(f"\r\033[K{name}", end="", file=sys.stderr, flush=True)
+    add_outputs(parser)
+    return fill_in(parser.parse_args(arguments), rounds=(7, 2), ms=(500, 100))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -16,9 +16,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from .._sittings import CannotError
 from .._traffic import open_socket
 from ..relays._contenders import HOST, find
-from ..relays._load import CannotError
 from ..relays._running import free_port
 from ._rows import CLIENTS
 

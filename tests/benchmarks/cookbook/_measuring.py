@@ -8,18 +8,19 @@ from __future__ import annotations
 import errno
 import os
 import re
-import statistics
 import sys
 import tempfile
 import time
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...examples import EXAMPLES
+from .. import _sittings
 from .._client import on_processor
+from .._sittings import CannotError, Effort
 from ..relays._contenders import HOST, Contender
-from ..relays._load import CannotError
 from ..relays._running import running
 from . import _loads
 from ._rows import OURS, PUMP, TRIO_SOCKET
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from ._loads import Load
     from ._rows import Row
 
-EXAMPLES = Path(__file__).parents[3] / "docs" / "examples"
 START_SECONDS = 20.0
 TRIES = 5
 A_POLL = 0.005
@@ -58,28 +58,8 @@ class Sitting:
         return 1 - self.done / self.wanted
 
 
-@dataclass
-class Measured:
+class Measured(_sittings.Measured["Row", Sitting]):
     """A row's sittings, by contender."""
-
-    row: Row
-    sittings: dict[str, list[Sitting]] = field(default_factory=dict)
-    cannot: dict[str, str] = field(default_factory=dict)
-
-    def median(self, name: str, figure: Callable[[Sitting], float]) -> float | None:
-        """A contender's median of a figure, if there is any."""
-        if name in self.cannot or name not in self.sittings:
-            return None
-        return statistics.median(figure(sitting) for sitting in self.sittings[name])
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How much is measured."""
-
-    rounds: int
-    seconds: float
-    """Of each sitting, more or less."""
 
 
 def command(row: Row, name: str) -> list[str]:
@@ -166,22 +146,16 @@ def measure_row(row: Row, effort: Effort, only: Sequence[str] | None) -> Measure
             return measured
         programs = []
         for name in contenders:
-            try:
+            with measured.noting(name):
                 program = stack.enter_context(started(row, name, load))
                 program.sit(min(WARM_UP, effort.seconds))
                 programs.append(program)
-            except CannotError as error:
-                measured.cannot[name] = str(error)
         for _ in range(effort.rounds):
             for program in programs:
                 if program.name in measured.cannot:
                     continue
-                try:
-                    sitting = program.sit(effort.seconds)
-                except CannotError as error:
-                    measured.cannot[program.name] = str(error)
-                else:
-                    measured.sittings.setdefault(program.name, []).append(sitting)
+                with measured.noting(program.name):
+                    measured.add(program.name, program.sit(effort.seconds))
     return measured
 
 

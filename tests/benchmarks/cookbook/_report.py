@@ -8,7 +8,8 @@ import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from .._report import number, show
+from .._report import number, rst_document, show
+from .._sittings import CANNOT, reasons
 from ._rows import CLIENTS, LOOPS, OURS, PUMP, TRIO_SOCKET
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from ._rows import Row
 
 NOTED_LOSS = 0.0005
-CANNOT = "cannot"
 SERVER = "dns_server"
 
 
@@ -93,15 +93,6 @@ def rows_of(table: Table, results: Iterable[Measured]) -> list[list[str]]:
     ]
 
 
-def reasons(results: Iterable[Measured]) -> list[str]:
-    """Why some figures are missing: each reason with its rows."""
-    found: dict[str, list[str]] = {}
-    for each in results:
-        for name, reason in each.cannot.items():
-            found.setdefault(f"{name} {CANNOT}: {reason}", []).append(each.row.id)
-    return [f"{reason} ({', '.join(rows)})" for reason, rows in found.items()]
-
-
 def show_all(results: Sequence[Measured]) -> None:
     """Print everything."""
     for table in TABLES:
@@ -112,17 +103,8 @@ def show_all(results: Sequence[Measured]) -> None:
 
 def as_rst(machine: Mapping[str, str], results: Sequence[Measured]) -> str:
     """The tables for the documentation, with the machine they are from."""
-    described = "; ".join(f"{key} {value}" for key, value in machine.items())
-    lines = [f"Measured on: {described}.", "", LEGEND]
-    for table in TABLES:
-        rows = rows_of(table, results)
-        if rows:
-            lines += ["", f".. csv-table:: {table.title}", "   :header-rows: 1", ""]
-            every = (head(table), *rows)
-            lines += ["   " + ",".join(f'"{cell or " "}"' for cell in row) for row in every]
-    for reason in reasons(results):
-        lines += ["", f"{reason}."]
-    return "\n".join(lines) + "\n"
+    tables = [(each.title, head(each), rows_of(each, results)) for each in TABLES]
+    return rst_document(machine, LEGEND, tables, reasons(results))
 
 
 def as_json(machine: Mapping[str, str], results: Sequence[Measured]) -> str:

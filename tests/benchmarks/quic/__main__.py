@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -14,11 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import _machine
-from .._report import number, show
+from .._options import add_outputs, fill_in, make_parser, progress
+from .._report import number, rst_document, show
 from ._certificate import write_certificate
 from ._running import OURS, FailedError, Row, Sitting, contenders, serving, sit
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable, Sequence
 
 MEGABYTE = 1_000_000
@@ -32,22 +33,16 @@ SIDES: dict[str, Callable[[Sitting], float]] = {
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command's options."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.benchmarks.quic",
-        description="QUIC by aioquic: on trio with snaptun_trio, on asyncio and on uvloop.",
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help="in less than a minute: fewer rounds, less to move"
+    parser = make_parser(
+        "tests.benchmarks.quic",
+        "QUIC by aioquic: on trio with snaptun_trio, on asyncio and on uvloop.",
+        "in less than a minute: fewer rounds, less to move",
     )
     parser.add_argument("--rounds", type=int, help="sittings of each (5; quick: 2)")
     parser.add_argument("--megabytes", type=int, help="that are moved each time (50; quick: 5)")
     parser.add_argument("--connections", type=int, default=MANY, help="at once (100)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
-    parser.add_argument("--rst", type=Path, metavar="FILE", help="also write the docs' table here")
-    options = parser.parse_args(arguments)
-    options.rounds = options.rounds or (2 if options.quick else 5)
-    options.megabytes = options.megabytes or (5 if options.quick else 50)
-    return options
+    add_outputs(parser)
+    return fill_in(parser.parse_args(arguments), rounds=(5, 2), megabytes=(50, 5))
 
 
 def measure(rows: Sequence[Row], names: Sequence[str], rounds: int, directory: Path) -> Results:
@@ -62,8 +57,7 @@ def measure(rows: Sequence[Row], names: Sequence[str], rounds: int, directory: P
         for turn in range(rounds):
             for row in rows:
                 for name in names if turn % 2 == 0 else reversed(names):
-                    if sys.stderr.isatty():
-                        print(f"\r\033[K{turn} {row} {name}", end="", file=sys.stderr, flush=True)
+                    progress(f"{turn} {row} {name}")
                     try:
                         sitting = sit(name, servers[name], row, certificate)
                     except FailedError as error:
@@ -119,11 +113,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         document = json.dumps({"machine": machine, "rows": figures}, indent=1)
         options.json.write_text(document, encoding="utf-8")
     if options.rst:
-        described = "; ".join(f"{key} {value}" for key, value in machine.items())
-        text = [f"Measured on: {described}.", "", legend, ""]
-        text += [f".. csv-table:: {title}", "   :header-rows: 1", ""]
-        text += ["   " + ",".join(f'"{cell}"' for cell in line) for line in (head, *lines)]
-        options.rst.write_text("\n".join(text) + "\n", encoding="utf-8")
+        text = rst_document(machine, legend, [(title, head, lines)])
+        options.rst.write_text(text, encoding="utf-8")
     return 0
 
 

@@ -4,23 +4,24 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import time
 from fnmatch import fnmatch
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import _machine
+from .._options import add_outputs, add_selection, fill_in, make_parser, progress
+from .._sittings import Effort
 from .._traffic import raise_file_limit
 from . import _report
 from ._contenders import OURS, choose, from_option, versions
 from ._load import build, open_ends
-from ._measuring import Effort, measure
+from ._measuring import measure
 from ._rows import NEW_CLIENTS, ROWS, Row
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Sequence
 
 FILES = 4 * NEW_CLIENTS  # that a relay may have open; children inherit it
@@ -28,21 +29,14 @@ FILES = 4 * NEW_CLIENTS  # that a relay may have open; children inherit it
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command's options."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.benchmarks.relays",
-        description="A UDP relay beside nginx, socat and programs on asyncio, uvloop and trio.",
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help="in less than a minute: fewer and shorter rounds"
+    parser = make_parser(
+        "tests.benchmarks.relays",
+        "A UDP relay beside nginx, socat and programs on asyncio, uvloop and trio.",
+        "in less than a minute: fewer and shorter rounds",
     )
     parser.add_argument("--rounds", type=int, help="sittings of each relay (5; quick: 2)")
     parser.add_argument("--ms", type=int, help="milliseconds of each sitting (500; quick: 100)")
-    parser.add_argument(
-        "--select",
-        action="append",
-        metavar="PATTERN",
-        help="only what matches, like 'most/*' or 'paced/1/*'; may be repeated; see --list",
-    )
+    add_selection(parser, "'most/*' or 'paced/1/*'")
     parser.add_argument(
         "--relay",
         action="append",
@@ -55,25 +49,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--only", action="append", metavar="NAME", help="only this relay; may be repeated"
     )
-    parser.add_argument("--list", action="store_true", help="name what can be selected, and end")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
-    parser.add_argument("--rst", type=Path, metavar="FILE", help="also write the docs' tables here")
-    options = parser.parse_args(arguments)
-    options.rounds = options.rounds or (2 if options.quick else 5)
-    options.ms = options.ms or (100 if options.quick else 500)
-    return options
+    add_outputs(parser)
+    return fill_in(parser.parse_args(arguments), rounds=(5, 2), ms=(500, 100))
 
 
 def chosen_rows(patterns: Sequence[str] | None) -> list[Row]:
     """Those that match, or all."""
     wanted = patterns or ["*"]
     return [row for row in ROWS if any(fnmatch(row.id, pattern) for pattern in wanted)]
-
-
-def progress(name: str) -> None:
-    """Say on a terminal what is going on."""
-    if sys.stderr.isatty():
-        print(f"\r\033[K{name}", end="", file=sys.stderr, flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

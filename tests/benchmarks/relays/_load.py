@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .._client import on_processor
+from .._sittings import CannotError
 from .._traffic import DROPS, IP_PKTINFO, UDP_GRO, memory_info, open_socket
 
 if TYPE_CHECKING:
@@ -24,10 +25,6 @@ if TYPE_CHECKING:
 SOURCE = Path(__file__).with_name("load.c")
 ROOM = 32 << 20  # bytes; what comes while the thread is busy at the other end has to wait
 SIZE = 1200  # bytes of a datagram
-
-
-class CannotError(Exception):
-    """Something cannot be measured, and why."""
 
 
 @dataclass(frozen=True)

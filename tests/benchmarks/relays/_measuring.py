@@ -6,17 +6,18 @@
 
 from __future__ import annotations
 
-import statistics
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ._load import CannotError, Counts, Plan
+from .. import _sittings
+from .._sittings import CannotError, Effort
+from ._load import Counts, Plan
 from ._rows import MOST, OPENING, PACED
 from ._running import Relay, running
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from ._contenders import Contender
     from ._load import Ends
@@ -57,40 +58,8 @@ class Sitting:
         return self.cpu_ns / 1e9 / self.counts.seconds if self.counts.returned else 0.0
 
 
-@dataclass
-class Measured:
-    """A row's sittings, by contender."""
-
-    row: Row
-    sittings: dict[str, list[Sitting]] = field(default_factory=dict)
-    cannot: dict[str, str] = field(default_factory=dict)
-
-    def add(self, name: str, sitting: Sitting) -> None:
-        """A contender sat."""
-        self.sittings.setdefault(name, []).append(sitting)
-
-    @contextmanager
-    def noting(self, name: str) -> Iterator[None]:
-        """A contender's turn goes in here. What it cannot do is noted and ends nothing else."""
-        try:
-            yield
-        except CannotError as error:
-            self.cannot.setdefault(name, str(error))
-
-    def median(self, name: str, figure: Callable[[Sitting], float]) -> float | None:
-        """A contender's median of a figure, if there is any."""
-        if name in self.cannot or name not in self.sittings:
-            return None
-        return statistics.median(figure(sitting) for sitting in self.sittings[name])
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How much is measured."""
-
-    rounds: int
-    seconds: float
-    """Of each sitting."""
+class Measured(_sittings.Measured["Row", Sitting]):
+    """A row's sittings, by relay."""
 
 
 def sit(ends: Ends, relay: Relay, shape: Shape, plan: Plan) -> Sitting:

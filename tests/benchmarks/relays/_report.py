@@ -8,7 +8,8 @@ import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from .._report import number, show
+from .._report import number, rst_document, show
+from .._sittings import CANNOT, reasons
 from ._contenders import OURS
 from ._rows import MBIT, MOST, NEW_CLIENTS, OPENING, PACED
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 SATURATED = 0.9  # of its processor; a relay below that could have carried more
 NOTED_LOSS = 0.0005
-CANNOT = "cannot"
 
 
 @dataclass(frozen=True)
@@ -103,15 +103,6 @@ def rows_of(table: Table, results: Iterable[Measured], names: Sequence[str]) -> 
     ]
 
 
-def reasons(results: Iterable[Measured]) -> list[str]:
-    """Why some figures are missing: each reason with its rows."""
-    found: dict[str, list[str]] = {}
-    for each in results:
-        for name, reason in each.cannot.items():
-            found.setdefault(f"{name} {CANNOT}: {reason}", []).append(each.row.id)
-    return [f"{reason} ({', '.join(rows)})" for reason, rows in found.items()]
-
-
 def show_all(results: Sequence[Measured], names: Sequence[str]) -> None:
     """Print everything."""
     for table in TABLES:
@@ -123,18 +114,8 @@ def show_all(results: Sequence[Measured], names: Sequence[str]) -> None:
 
 def as_rst(machine: Mapping[str, str], results: Sequence[Measured], names: Sequence[str]) -> str:
     """The tables for the documentation, with the machine they are from."""
-    described = "; ".join(f"{key} {value}" for key, value in machine.items())
-    lines = [f"Measured on: {described}.", "", LEGEND]
-    for table in TABLES:
-        rows = rows_of(table, results, names)
-        if rows:
-            lines += ["", f".. csv-table:: {table.title}", "   :header-rows: 1"]
-            lines += ["   :class: figures", ""]
-            every = (head(names), *rows)
-            lines += ["   " + ",".join(f'"{cell or " "}"' for cell in row) for row in every]
-    for reason in reasons(results):
-        lines += ["", f"{reason}."]
-    return "\n".join(lines) + "\n"
+    tables = [(each.title, head(names), rows_of(each, results, names)) for each in TABLES]
+    return rst_document(machine, LEGEND, tables, reasons(results))
 
 
 def as_json(

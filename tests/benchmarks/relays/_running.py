@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .._client import on_processor
+from .._sittings import CannotError
 from ._contenders import HOST
-from ._load import CannotError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

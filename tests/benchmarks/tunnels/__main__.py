@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -22,18 +21,20 @@ from typing import TYPE_CHECKING, Any
 
 from ...faults import netns
 from .. import _machine
-from .._report import number, show
+from .._options import add_outputs, fill_in, make_parser, progress
+from .._report import number, rst_document, show
+from .._sittings import CannotError
 from ._contenders import (
     CONTENDERS,
     OURS,
     WIREGUARD,
-    CannotError,
     End,
     versions,
     why_no_wireguard,
 )
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Iterable, Mapping, Sequence
 
 GIGABYTE = 1e9
@@ -62,19 +63,15 @@ class Sitting:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command's options."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.benchmarks.tunnels",
-        description="The tunnel of docs/examples beside wireguard-go.",
+    parser = make_parser(
+        "tests.benchmarks.tunnels",
+        "The tunnel of docs/examples beside wireguard-go.",
+        "fewer and shorter rounds",
     )
-    parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
     parser.add_argument("--rounds", type=int, help="of each tunnel (5; quick: 2)")
     parser.add_argument("--seconds", type=int, help="of each round (5; quick: 1)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
-    parser.add_argument("--rst", type=Path, metavar="FILE", help="also write the docs' table here")
-    options = parser.parse_args(arguments)
-    options.rounds = options.rounds or (2 if options.quick else 5)
-    options.seconds = options.seconds or (1 if options.quick else 5)
-    return options
+    add_outputs(parser)
+    return fill_in(parser.parse_args(arguments), rounds=(5, 2), seconds=(5, 1))
 
 
 def why_nothing() -> str | None:
@@ -137,14 +134,12 @@ def measure(
     sittings: dict[str, list[Sitting]] = {name: [] for name in names}
     for turn in range(rounds):
         for name in [name for name in sittings if name not in left_out]:
-            if sys.stderr.isatty():
-                print(f"\r\033[K{name}, round {turn + 1}", end="", file=sys.stderr, flush=True)
+            progress(f"{name}, round {turn + 1}")
             try:
                 sittings[name].append(sit(name, near, far, seconds))
             except CannotError as error:
                 left_out[name] = str(error)
-    if sys.stderr.isatty():
-        print("\r\033[K", end="", file=sys.stderr, flush=True)
+    progress("")
     return {name: each for name, each in sittings.items() if each and name not in left_out}
 
 
@@ -177,13 +172,8 @@ def as_rst(
     left_out: Mapping[str, str],
 ) -> str:
     """The table for the documentation, with the machine that it is from."""
-    described = "; ".join(f"{key} {value}" for key, value in machine.items())
-    lines = [f"Measured on: {described}.", "", LEGEND, "", f".. csv-table:: {TITLE}"]
-    lines += ["   :header-rows: 1", ""]
-    lines += ["   " + ",".join(f'"{cell}"' for cell in row) for row in (HEAD, *rows(results))]
-    for name, reason in left_out.items():
-        lines += ["", f"{name} was not measured: {reason}."]
-    return "\n".join(lines) + "\n"
+    notes = [f"{name} was not measured: {reason}" for name, reason in left_out.items()]
+    return rst_document(machine, LEGEND, [(TITLE, HEAD, rows(results))], notes)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

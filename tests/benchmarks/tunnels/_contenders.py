@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from tests.examples import EXAMPLES
 
 from ...faults import netns
+from .._sittings import CannotError
 from ..relays._running import clock_ns
 
 if TYPE_CHECKING:
@@ -32,10 +33,6 @@ OURS, WIREGUARD = "tunnel.py", "wireguard-go"
 PORT, MTU = 5000, 1420
 UAPI = Path("/var/run/wireguard")
 PATIENCE, STEP = 20.0, 0.05
-
-
-class CannotError(Exception):
-    """Why a contender cannot be measured."""
 
 
 @dataclass(frozen=True)
