@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import socket
 import sys
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, final
 
 import trio
 
@@ -15,6 +15,7 @@ from ._expiry import check_seconds
 from ._groups import raise_single
 from ._kernel._sockets import check_socket, close_socket, descriptor_limits, open_connected
 from ._relay_in_process import RelayInProcess
+from ._relay_settings import RelaySettings
 from ._relay_sums import nothing
 from ._relay_workers import RelayWorkers
 from ._sockets import (
@@ -146,14 +147,14 @@ class UdpRelay:
             raise ValueError("workers: each needs a socket of its own, so give an address")
         self._asked = checked_targets(targets)
         self._reuse_port = reuse_port
-        self._options = options._replace(reuse_port=False)  # of the sockets towards targets
-        self._settings: dict[str, Any] = {
-            "duplicate": duplicate,
-            "max_sessions": max_sessions,
-            "session_rate": session_rate,
-            "idle_timeout": idle_timeout,
-            "grace": grace,
-        }
+        self._settings = RelaySettings(
+            duplicate=duplicate,
+            max_sessions=max_sessions,
+            session_rate=session_rate,
+            idle_timeout=idle_timeout,
+            grace=grace,
+            options=options._replace(reuse_port=False),
+        )
         self._worker_count = workers
         self._targets: tuple[Address, ...] = ()
         self._began = self._stopped = False
@@ -271,7 +272,7 @@ class UdpRelay:
             tried: OSError | None = None
             for address in await resolve("targets", target):
                 try:
-                    open_connected(address, self._options).close()
+                    open_connected(address, self._settings.options).close()
                 except OSError as error:
                     tried = OSError(error.errno, f"{error.strerror}: target {address}")
                 else:
@@ -283,7 +284,7 @@ class UdpRelay:
 
     async def _open(self, sockets: list[Socket]) -> None:  # noqa: ASYNC910  # it was one to resolve
         """Open a socket, or one for each worker, and put them into the list as they come."""
-        options = {**self._options._asdict(), "reuse_port": self._reuse_port}
+        options = {**self._settings.options._asdict(), "reuse_port": self._reuse_port}
         sockets.append(await open_udp_socket(self._local, **options))
         if self._worker_count > 1:
             # Not before: a port that is in use is told, though its owner may share it too.
@@ -294,6 +295,5 @@ class UdpRelay:
 
     def _begin(self, sockets: Sequence[Socket]) -> RelayInProcess | RelayWorkers:
         if not self._worker_count:
-            settings = {**self._settings, "options": self._options}
-            return RelayInProcess(sockets[0], self._targets, **settings)
-        return RelayWorkers(sockets, self._targets, {**self._settings, **self._options._asdict()})
+            return RelayInProcess(sockets[0], self._targets, self._settings)
+        return RelayWorkers(sockets, self._targets, self._settings)

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from ._kernel._interface import Socket
     from ._kernel._poller import Poller
-    from ._kernel._sockets import SocketOptions
     from ._relay_account import FlowAccount
+    from ._relay_settings import RelaySettings
     from ._train import Address
 
 # So many times in a row sockets were called ready and nothing was there, before we pause. What does
@@ -46,9 +46,8 @@ class RelayFront:
     Args:
       sock: what clients send to. It is not closed here.
       targets: where to.
-      duplicate: whether everything goes to all of them.
-      max_sessions, session_rate, idle_timeout: see `UdpRelay`.
-      options: of the sockets towards targets.
+      settings: what was asked for.
+      max_sessions: how many there may be, whether that was asked for or not.
       to_targets, to_clients: the accounts.
 
     Raises:
@@ -59,16 +58,13 @@ class RelayFront:
         self,
         sock: Socket,
         targets: Sequence[Address],
+        settings: RelaySettings,
         *,
-        duplicate: bool,
         max_sessions: int,
-        session_rate: int,
-        idle_timeout: float,
-        options: SocketOptions,
         to_targets: FlowAccount,
         to_clients: FlowAccount,
     ) -> None:
-        knows_ways = is_wildcard(sock) and not duplicate
+        knows_ways = is_wildcard(sock) and not settings.duplicate
         pool = PacketBufPool()
         self.receiver = UdpBatchReceiver(sock, pool, packet_info=knows_ways)
         self.sender = UdpBatchSender(sock)
@@ -80,13 +76,13 @@ class RelayFront:
         self.forwarding: RelaySessions | RelayCopies
         try:
             self._poller.add(io, None)
-            if duplicate:
+            if settings.duplicate:
                 self.forwarding = RelayCopies(
                     fan,
                     self._poller,
                     targets,
                     self.receiver.local_address,
-                    options=options,
+                    options=settings.options,
                     to_targets=to_targets,
                     to_clients=to_clients,
                 )
@@ -97,10 +93,10 @@ class RelayFront:
                     self._poller,
                     targets,
                     max_sessions=max_sessions,
-                    session_rate=session_rate,
-                    idle_timeout=idle_timeout,
+                    session_rate=settings.session_rate,
+                    idle_timeout=settings.idle_timeout,
                     knows_ways=knows_ways,
-                    options=options,
+                    options=settings.options,
                     to_targets=to_targets,
                     to_clients=to_clients,
                 )

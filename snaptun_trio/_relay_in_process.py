@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ._kernel._interface import Socket
-    from ._kernel._sockets import SocketOptions
+    from ._relay_settings import RelaySettings
     from ._relay_statistics import RelayStatistics
     from ._sender import UdpBatchSender
     from ._train import Address
@@ -40,37 +40,21 @@ class RelayInProcess:
     Args:
       sock: what clients send to. It is not closed here.
       targets: where to.
-      duplicate, max_sessions, session_rate, idle_timeout, grace: see `UdpRelay`.
-      options: of the sockets towards targets.
+      settings: what was asked for.
 
     Raises:
       OSError: there is no socket, or no way, to a target, with ``duplicate``.
     """
 
-    def __init__(
-        self,
-        sock: Socket,
-        targets: Sequence[Address],
-        *,
-        duplicate: bool,
-        max_sessions: int | None,
-        session_rate: int,
-        idle_timeout: float,
-        grace: float,
-        options: SocketOptions,
-    ) -> None:
-        if max_sessions is None:
-            max_sessions = sessions_for(descriptor_limits().now)
-        self._stop, self._grace = trio.Event(), grace
+    def __init__(self, sock: Socket, targets: Sequence[Address], settings: RelaySettings) -> None:
+        most = settings.max_sessions
+        self._stop, self._grace = trio.Event(), settings.grace
         self._to_targets, self._to_clients = FlowAccount(), FlowAccount()
         self._front = RelayFront(
             sock,
             targets,
-            duplicate=duplicate,
-            max_sessions=max_sessions,
-            session_rate=session_rate,
-            idle_timeout=idle_timeout,
-            options=options,
+            settings,
+            max_sessions=sessions_for(descriptor_limits().now) if most is None else most,
             to_targets=self._to_targets,
             to_clients=self._to_clients,
         )

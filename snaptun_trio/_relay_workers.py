@@ -15,7 +15,7 @@ import sys
 import time
 from contextlib import suppress
 from signal import Signals
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
 import trio
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from trio.abc import SendStream
 
     from ._kernel._interface import Socket
+    from ._relay_settings import RelaySettings
     from ._relay_statistics import RelayStatistics
     from ._train import Address
 
@@ -72,11 +73,11 @@ class RelayWorkers:
     """As many as there are sockets.
 
     Args:
-      settings: the arguments of the relay that each of them runs.
+      settings: of the relay that each of them runs.
     """
 
     def __init__(
-        self, sockets: Sequence[Socket], targets: Sequence[Address], settings: dict[str, Any]
+        self, sockets: Sequence[Socket], targets: Sequence[Address], settings: RelaySettings
     ) -> None:
         self._sockets, self._targets, self._settings = sockets, targets, settings
         self._stop = trio.Event()
@@ -106,7 +107,7 @@ class RelayWorkers:
                 begun()
                 await self._stop.wait()
                 nursery.cancel_scope.deadline = (
-                    trio.current_time() + self._settings["grace"] + _END_WITHIN
+                    trio.current_time() + self._settings.grace + _END_WITHIN
                 )
         finally:
             for drops in self._drops:
@@ -232,7 +233,7 @@ class RelayWorkers:
         # Behind what the worker has for its orders, its reports, and its complaints.
         local = fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD_CLOEXEC, 3)
         try:
-            settings = {**self._settings, "local": local, "targets": targets}
+            settings = {**self._settings.as_arguments(), "local": local, "targets": targets}
             return await trio.lowlevel.open_process(
                 [sys.executable, "-P", "-m", "snaptun_trio._relay_worker", json.dumps(settings)],
                 stdin=subprocess.PIPE,

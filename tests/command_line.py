@@ -57,16 +57,3 @@ def hide(directory: Path, module: str) -> Path:
     failure = f"raise ModuleNotFoundError('hidden by a test', name={module!r})\n"
     (directory / f"{module}.py").write_text(failure)
     return directory
-
-
-def children_of(parent: int) -> list[int]:
-    """The processes that a process has started, on Linux."""
-    found = []
-    for status in Path("/proc").glob("[0-9]*/status"):
-        try:
-            lines = status.read_text().splitlines()
-        except OSError:
-            continue  # it has just ended
-        if f"PPid:\t{parent}" in lines:
-            found.append(int(status.parent.name))
-    return found

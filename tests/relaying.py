@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
+import trio
 
 import snaptun_trio
 
@@ -25,9 +26,9 @@ from . import ends
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
-    from snaptun_trio import Address
+    from snaptun_trio import Address, UdpRelay
 
 PACKAGE_PARENT = Path(snaptun_trio.__file__).resolve().parents[1]
 COMMAND = (sys.executable, "-P", "-m", "snaptun_trio", "relay")
@@ -155,6 +156,16 @@ def children_of(parent: int) -> list[int]:
     """The processes that one has started."""
     threads = Path(f"/proc/{parent}/task").glob("*/children")
     return [int(pid) for thread in threads for pid in thread.read_text("ascii").split()]
+
+
+@contextlib.asynccontextmanager
+async def running(relay: UdpRelay) -> AsyncIterator[Callable[[], list[int]]]:
+    """A relay that runs until the block ends; gives what tells of its workers' processes."""
+    before = set(children_of(os.getpid()))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(relay.run)
+        yield lambda: [pid for pid in children_of(os.getpid()) if pid not in before]
+        nursery.cancel_scope.cancel()
 
 
 def freeze(pid: int) -> None:

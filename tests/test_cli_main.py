@@ -24,12 +24,12 @@ from snaptun_trio._version import __version__
 from .command_line import (
     EXTRA,
     HANG_GUARD_SECONDS,
-    children_of,
     environment_for,
     hide,
     linux_only,
     run_cli,
 )
+from .relaying import children_of
 
 if TYPE_CHECKING:
     import argparse

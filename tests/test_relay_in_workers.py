@@ -17,7 +17,7 @@ import trio
 from snaptun_trio import UdpRelay, _relay_workers
 
 from . import ends
-from .relaying import ask, children_of, freeze
+from .relaying import ask, children_of, freeze, running
 
 if TYPE_CHECKING:
     from snaptun_trio import RelayStatistics
@@ -72,9 +72,7 @@ async def test_other_targets_reach_all_workers_those_that_come_later_too(
 ) -> None:
     first, second, client = udp(), udp(), udp()
     relay = UdpRelay(HERE, [ends.address_of(first)], workers=1)
-    before = children_of(os.getpid())
-    async with trio.open_nursery() as nursery:
-        await nursery.start(relay.run)
+    async with running(relay) as workers:
         await trio.to_thread.run_sync(asked_by, client, relay, first)
         await relay.set_targets([ends.address_of(second)])
         assert relay.targets == (ends.address_of(second),)
@@ -82,25 +80,23 @@ async def test_other_targets_reach_all_workers_those_that_come_later_too(
         await trio.to_thread.run_sync(asked_by, client, relay, second)
         seen = await counted(relay, lambda seen: seen.to_clients.datagrams_out == 2)
         assert [one.address for one in seen.targets] == [ends.address_of(second)]
-        (worker,) = set(children_of(os.getpid())) - set(before)
+        (worker,) = workers()
         os.kill(worker, signal.SIGKILL)
         await trio.to_thread.run_sync(asked_by, client, relay, second)
         await counted(relay, lambda seen: seen.worker_restarts == 1 and seen.workers == 1)
-        relay.stop()
+        await relay.drain()
 
 
 async def test_a_worker_that_dies_is_logged(
     udp: ends.MakeSocket, caplog: pytest.LogCaptureFixture
 ) -> None:
     relay = UdpRelay(HERE, [ends.address_of(udp())], workers=1)
-    before = children_of(os.getpid())
-    async with trio.open_nursery() as nursery:
-        await nursery.start(relay.run)
-        (worker,) = set(children_of(os.getpid())) - set(before)
+    async with running(relay) as workers:
+        (worker,) = workers()
         with caplog.at_level(logging.WARNING, "snaptun_trio"):
             os.kill(worker, signal.SIGKILL)
             await counted(relay, lambda seen: seen.worker_restarts == 1 and seen.workers == 1)
-        relay.stop()
+        await relay.drain()
     assert caplog.messages == [
         "worker 1 is replaced: ended by SIGKILL; what it counted since its last report is in no sum"
     ]
@@ -136,9 +132,8 @@ async def test_workers_that_do_not_end_are_killed_in_the_end(
     monkeypatch.setattr(_relay_workers, "_END_WITHIN", 0.1)
     relay = UdpRelay(HERE, [ends.address_of(udp())], workers=1, grace=0.0)
     before = children_of(os.getpid())
-    async with trio.open_nursery() as nursery:
-        await nursery.start(relay.run)
-        (worker,) = set(children_of(os.getpid())) - set(before)
+    async with running(relay) as workers:
+        (worker,) = workers()
         freeze(worker)
         with trio.fail_after(ends.PATIENCE):
             await relay.drain()
@@ -150,17 +145,15 @@ async def test_one_that_is_silent_is_not_counted_among_those_that_relay(
     udp: ends.MakeSocket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     relay = UdpRelay(HERE, [ends.address_of(udp())], workers=1)
-    before = children_of(os.getpid())
-    async with trio.open_nursery() as nursery:
-        await nursery.start(relay.run)
-        (worker,) = set(children_of(os.getpid())) - set(before)
+    async with running(relay) as workers:
+        (worker,) = workers()
         freeze(worker)
         monkeypatch.setattr(_relay_workers, "_SILENT_AFTER", 0.2)
         await counted(relay, lambda seen: seen.workers == 0)
         os.kill(worker, signal.SIGCONT)
         monkeypatch.setattr(_relay_workers, "_SILENT_AFTER", ends.PATIENCE)
         await counted(relay, lambda seen: seen.workers == 1)
-        relay.stop()
+        await relay.drain()
 
 
 async def test_what_a_worker_cannot_do_is_told_as_it_would_be_without(

@@ -20,13 +20,14 @@ import trio
 import trio.testing
 
 from snaptun_trio import UdpRelay, _relay_worker, _relay_workers
+from snaptun_trio._kernel._sockets import SocketOptions
 from snaptun_trio._lines import LineReader
+from snaptun_trio._relay_settings import RelaySettings
 from snaptun_trio._relay_sums import decoded, encoded, nothing
 
 from . import ends, relays
-from .relaying import ENVIRONMENT
+from .relaying import ENVIRONMENT, running
 from .test_relay_in_workers import HERE, asked_by, counted
-from .test_relay_worker_trouble import running
 
 if TYPE_CHECKING:
     import socket
@@ -158,7 +159,15 @@ def test_half_a_report_does_not_spoil_the_last_one(udp: ends.MakeSocket) -> None
 async def test_what_is_no_report_is_passed_over() -> None:
     """Such as what a program prints that an installation has Python run first."""
     sender, receiver = trio.testing.memory_stream_one_way_pair()
-    workers = _relay_workers.RelayWorkers([], [], {})
+    settings = RelaySettings(
+        duplicate=False,
+        max_sessions=None,
+        session_rate=1,
+        idle_timeout=1.0,
+        grace=1.0,
+        options=SocketOptions(False, 1, 1, False),
+    )
+    workers = _relay_workers.RelayWorkers([], [], settings)
     worker = _relay_workers._Worker()
     said = attrs.evolve(nothing(), sessions_created=7)
     await sender.send_all(b'hello\n\n7\nnull\n"errno"\n{}\n[]\n' + encoded(said) + b'{"half')

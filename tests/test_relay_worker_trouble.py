@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import math
@@ -20,11 +19,11 @@ import trio.testing
 from snaptun_trio import UdpRelay, _relay_workers
 
 from . import ends, relays
-from .relaying import children_of, freeze
+from .relaying import freeze, running
 from .test_relay_in_workers import HERE, asked_by, counted
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Callable
     from pathlib import Path
 
     from snaptun_trio import Address, RelayStatistics
@@ -32,16 +31,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="for Linux's /proc")
 
 LOST = "what it counted since its last report is in no sum"
-
-
-@contextlib.asynccontextmanager
-async def running(relay: UdpRelay) -> AsyncIterator[Callable[[], list[int]]]:
-    """A relay that runs until the block ends; gives what tells of its workers' processes."""
-    before = set(children_of(os.getpid()))
-    async with trio.open_nursery() as nursery:
-        await nursery.start(relay.run)
-        yield lambda: [pid for pid in children_of(os.getpid()) if pid not in before]
-        nursery.cancel_scope.cancel()
 
 
 async def replaced(relay: UdpRelay, times: int = 1) -> None:
