@@ -15,10 +15,11 @@ from typing import (
 )
 
 from ._brief import type_names
+from ._coalesce import joined
 from ._losses import ReceiveLosses
 from ._messages import PER_TRAIN_ADDRESS, Messages, Recipient, TrainMessages, over
 from ._packing import packed
-from ._train import Address, AddressT_co, PacketTrain, make_train
+from ._train import Address, AddressT_co, PacketTrain, make_train, max_train_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -219,6 +220,19 @@ def addressed(batch: PacketBatch, address: Address, way: Way | None) -> PacketBa
     return PacketBatch(
         make_train(train.data, train.segment_size, address, train.ecn, host, interface)
         for train in batch.trains
+    )
+
+
+def packed_for(address: Address, packets: list[bytes]) -> PacketBatch[Address]:
+    """Packets for one peer, in as few trains as possible, order kept.
+
+    Raises:
+      ValueError: a packet is over 65 527 bytes.
+    """
+    trains = joined(packets, max_train_bytes(address))
+    payloads: list[bytes | memoryview] = [data for data, _ in trains]
+    return batch_of(
+        TrainMessages(payloads, [size for _, size in trains], [address] * len(trains)), address
     )
 
 

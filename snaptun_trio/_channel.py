@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from ._batch import PacketBatch
+from ._batch import PacketBatch, packed_for
 from ._brief import brief
 from ._closing import Closing
 from ._errors import SendBatchError
 from ._statistics import ChannelStatistics
+from ._train import payloads_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from ._statistics import ReceiverStatistics, SenderStatistics
     from ._train import Address, Packet
 
@@ -73,6 +76,10 @@ class UdpChannel(Closing, trio.abc.Channel[PacketBatch]):
     async def _send(self, batch: PacketBatch) -> None:
         """`send`."""
 
+    async def _send_packets(self, packets: list[bytes]) -> None:
+        """`send_packets`."""
+        await self._send(packed_for(self.address, packets))
+
     @abstractmethod
     async def _send_packet(self, packet: Packet) -> None:
         """`send_packet`."""
@@ -105,8 +112,7 @@ class UdpChannel(Closing, trio.abc.Channel[PacketBatch]):
             if not self._left:  # not any more, perhaps: it may have been closed
                 return await self._receive()
             # Made whole before they are taken: without memory for it, the next call gives them.
-            left = PacketBatch.pack((packet, self.address) for packet in reversed(self._left))
-            left = left.to(self.address)
+            left = packed_for(self.address, self._left[::-1])
             self._left = []
             return left  # noqa: ASYNC910
         finally:
@@ -174,11 +180,39 @@ class UdpChannel(Closing, trio.abc.Channel[PacketBatch]):
         try:
             await self._send(value)
         except SendBatchError as error:
-            self._refused(error)
-            for failure in error.failures:
-                if failure.error.errno == errno.EMSGSIZE:
-                    self._learn_size(min(failure.train.segment_size, failure.train.nbytes))
+            self._learn_from(error)
             raise
+
+    @trio.lowlevel.enable_ki_protection
+    async def send_packets(self, packets: Iterable[Packet]) -> None:
+        """Send several packets to the peer, in their order. Returns when all of them were sent.
+
+        For the answers to a batch, or one answer in many packets: all are waited for together, and
+        not each in its turn. Of none at all it is a checkpoint only.
+
+        Cancellation is as with `UdpBatchSender.send`.
+
+        Raises:
+          SendBatchError: some packets can never be sent. Everything else is sent.
+          trio.ClosedResourceError: the channel is closed, before or during it.
+          TypeError: not bytes-like, or one packet instead of several. Nothing is sent.
+          ValueError: a packet is over 65 527 bytes, which no UDP datagram can hold. Nothing is
+            sent.
+        """
+        payloads = payloads_of(packets)
+        self._check_open()
+        try:
+            await self._send_packets(payloads)
+        except SendBatchError as error:
+            self._learn_from(error)
+            raise
+
+    def _learn_from(self, error: SendBatchError) -> None:
+        """Some of what was sent was refused."""
+        self._refused(error)
+        for failure in error.failures:
+            if failure.error.errno == errno.EMSGSIZE:
+                self._learn_size(min(failure.train.segment_size, failure.train.nbytes))
 
     @trio.lowlevel.enable_ki_protection
     async def send_packet(self, packet: Packet) -> None:

@@ -104,3 +104,20 @@ def segment_ranges(length: int, piece: int) -> Iterator[tuple[int, int]]:
     yield from zip(range(0, whole * piece, piece), repeat(piece))
     if tail:
         yield whole * piece, tail
+
+
+def joined(packets: list[bytes], max_bytes: int) -> list[tuple[bytes, int]]:
+    """Packets for one peer as the data and the segment size of each train, order kept.
+
+    Raises:
+      ValueError: a packet is over 65 527 bytes.
+    """
+    sizes = list(map(len, packets))
+    count, size = len(sizes), sizes[0] if sizes else 0
+    if 0 < size * count <= max_bytes and count <= MAX_SEGMENTS and sizes.count(size) == count:
+        return [(b"".join(packets), size)]  # the usual case: one, or a few of one size
+    if max(sizes, default=0) > MAX_PAYLOAD_IPV6:
+        raise ValueError(f"a packet of {max(sizes)} bytes is larger than any UDP datagram")
+    return [
+        (b"".join(packets[start:stop]), sizes[start]) for start, stop in coalesce(sizes, max_bytes)
+    ]

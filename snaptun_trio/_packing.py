@@ -7,7 +7,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ._brief import brief
-from ._train import check_address, flat_view, joined
+from ._coalesce import joined
+from ._train import check_address, flat_view, max_train_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -43,7 +44,7 @@ def packed(
     sizes: list[int] = []
     addresses: list[Address | None] = []
     for address, packets in by_address.items():
-        for data, size in joined(packets, address):
+        for data, size in joined(packets, max_train_bytes(address)):
             payloads.append(data)
             sizes.append(size)
             addresses.append(address)

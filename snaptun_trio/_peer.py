@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
-from ._batch import PacketBatch, addressed, first_train, part_of
+from ._batch import PacketBatch, addressed, first_train, packed_for, part_of
 from ._channel import UdpChannel
 from ._errors import SendBatchError
 from ._groups import leaves_of
 from ._kernel._sockets import path_mtu
-from ._shared_flush import is_small
+from ._shared_flush import are_few, is_small
 from ._submitted import payload_of
 from ._train import Address, way_back
 
@@ -163,13 +163,22 @@ class PeerChannel(UdpChannel):
 
     async def _send(self, batch: PacketBatch) -> None:
         if is_small(batch):
-            items = [self._item(packet) for packet, _ in batch.packets()]
-            failures = await self._route._sender._shared.send_items(items)
-            self._sent += len(items) - len(failures)
-            if failures:
-                raise SendBatchError(failures)
+            await self._send_few([packet for packet, _ in batch.packets()])
         else:
             await self._send_whole(addressed(batch, self._address, self._way))
+
+    async def _send_packets(self, packets: list[bytes]) -> None:
+        if are_few(packets):
+            await self._send_few(packets)
+        else:
+            await self._send(packed_for(self._address, packets))
+
+    async def _send_few(self, packets: list[bytes]) -> None:
+        items = [self._item(packet) for packet in packets]
+        failures = await self._route._sender._shared.send_items(items)
+        self._sent += len(items) - len(failures)
+        if failures:
+            raise SendBatchError(failures)
 
     async def _send_whole(self, batch: PacketBatch) -> None:
         try:

@@ -46,6 +46,11 @@ def is_small(batch: PacketBatch) -> bool:
     return messages.plain and 0 < messages.datagrams < MANY and messages.nbytes <= _FEW_BYTES
 
 
+def are_few(packets: list[bytes]) -> bool:
+    """Whether packets are better gathered with what other tasks send."""
+    return 0 < len(packets) < MANY and sum(map(len, packets)) <= _FEW_BYTES
+
+
 class _Waiting:
     """What a task waits for, and how that ended."""
 

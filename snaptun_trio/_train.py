@@ -14,15 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeAlias, final, overload
 import attrs
 
 from ._brief import brief
-from ._coalesce import (
-    MAX_PAYLOAD_IPV6,
-    MAX_SEGMENTS,
-    MAX_TRAIN_IPV4,
-    MAX_TRAIN_IPV6,
-    coalesce,
-    datagram_count,
-    split,
-)
+from ._coalesce import MAX_TRAIN_IPV4, MAX_TRAIN_IPV6, datagram_count, joined, split
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -311,28 +303,21 @@ class PacketTrain(Generic[AddressT_co]):
         """
         check_address(address)
         bits = check_way(ecn, local_address, interface_index)
-        if isinstance(packets, bytes | bytearray | memoryview | str):  # their items are no packets
-            raise TypeError(f"packets is an iterable of packets, not one packet: {brief(packets)}")
-        payloads = [p if isinstance(p, bytes) else bytes(flat_view(p)) for p in packets]
         return [
             make_train(data, size, address, bits, local_address, interface_index)
-            for data, size in joined(payloads, address)
+            for data, size in joined(payloads_of(packets), max_train_bytes(address))
         ]
 
 
-def joined(packets: list[bytes], address: Address | None) -> list[tuple[bytes, int]]:
-    """Packets for one peer as the data and the segment size of each train, order kept.
+def payloads_of(packets: Iterable[Packet]) -> list[bytes]:
+    """The bytes of some packets.
 
     Raises:
-      ValueError: a packet is over 65 527 bytes.
+      TypeError: one is not bytes-like, or there is only one instead of several.
     """
-    sizes = list(map(len, packets))
-    count, size, most = len(sizes), sizes[0] if sizes else 0, max_train_bytes(address)
-    if 0 < size * count <= most and count <= MAX_SEGMENTS and sizes.count(size) == count:
-        return [(b"".join(packets), size)]  # the usual case: one, or a few of one size
-    if max(sizes, default=0) > MAX_PAYLOAD_IPV6:
-        raise ValueError(f"a packet of {max(sizes)} bytes is larger than any UDP datagram")
-    return [(b"".join(packets[start:stop]), sizes[start]) for start, stop in coalesce(sizes, most)]
+    if isinstance(packets, bytes | bytearray | memoryview | str):  # their items are no packets
+        raise TypeError(f"packets is an iterable of packets, not one packet: {brief(packets)}")
+    return [p if isinstance(p, bytes) else bytes(flat_view(p)) for p in packets]
 
 
 def check_way(

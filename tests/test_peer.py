@@ -429,7 +429,7 @@ async def test_what_receive_packet_left_and_there_is_no_memory_to_pack_is_still_
     source.put(3)
     assert await channel.receive_packet() == b"0000"
     with monkeypatch.context() as patch:
-        patch.setattr(PacketBatch, "pack", _no_memory)
+        patch.setattr("snaptun_trio._channel.packed_for", _no_memory)
         with pytest.raises(MemoryError):
             await channel.receive()
     assert channel.statistics().datagrams_waiting == 2

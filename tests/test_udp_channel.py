@@ -173,8 +173,11 @@ async def test_a_refusal_for_its_size_is_learned_from(udp: ends.MakeSocket) -> N
             with pytest.raises(SendBatchError):
                 await channel.send(ends.batch_of([bytes(10), *[bytes(2000)] * 3, bytes(7)], None))
             assert channel.mtu == 1999
+            with pytest.raises(SendBatchError):
+                await channel.send_packets([bytes(10), bytes(1500)])
+            assert channel.mtu == 1499
             await channel.send_packet(bytes(1000))
-            assert channel.mtu == 1999
+            assert channel.mtu == 1499
             owner._sender = real
 
 

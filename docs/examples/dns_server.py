@@ -18,10 +18,8 @@ GRACE = 5.0  # seconds that handlers have to come to an end
 async def answer(channel: UdpChannel) -> None:
     """Answer the questions of one peer."""
     async for batch in channel:
-        for question, _ in batch:
-            reply = answer_to(question)
-            if reply is not None:
-                await channel.send_packet(reply)
+        replies = [answer_to(question) for question, _ in batch]
+        await channel.send_packets(reply for reply in replies if reply is not None)
 
 
 def note(error: Exception, channel: UdpChannel) -> None:
