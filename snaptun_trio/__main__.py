@@ -15,7 +15,7 @@ def main() -> int:
     except ModuleNotFoundError as error:
         if error.name not in ("rich", "prometheus_client"):
             raise
-        how = "pip install 'snaptun_trio[cli]', or '.[cli]' in a clone of it"
+        how = "pip install '.[cli]' in a clone of snaptun_trio"
         print(f"snaptun-trio: it needs {error.name}, which is not there: {how}", file=sys.stderr)
         return 1
     return run()

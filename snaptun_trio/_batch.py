@@ -14,7 +14,7 @@ from typing import (
     overload,
 )
 
-from ._brief import type_names
+from ._brief import brief, type_names
 from ._coalesce import joined
 from ._losses import ReceiveLosses
 from ._messages import PER_TRAIN_ADDRESS, Messages, Recipient, TrainMessages, over
@@ -196,6 +196,16 @@ class PacketBatch(Generic[AddressT_co]):
 
     def __copy__(self) -> PacketBatch[AddressT_co]:
         return self  # it is immutable
+
+
+def check_batch(value: PacketBatch) -> None:
+    """Make sure that this is a batch.
+
+    Raises:
+      TypeError: it is none.
+    """
+    if not isinstance(value, PacketBatch):
+        raise TypeError(f"a PacketBatch is needed, not {brief(value)}; bytes go by send_packet")
 
 
 def batch_of(messages: Messages, recipient: Recipient = PER_TRAIN_ADDRESS) -> PacketBatch[Any]:

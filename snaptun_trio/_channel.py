@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from ._batch import PacketBatch, packed_for
-from ._brief import brief
+from ._batch import PacketBatch, check_batch, packed_for
 from ._closing import Closing
 from ._errors import SendBatchError
 from ._statistics import ChannelStatistics
@@ -174,8 +173,7 @@ class UdpChannel(Closing, trio.abc.Channel[PacketBatch]):
           trio.ClosedResourceError: the channel is closed, before or during it.
           TypeError: not a batch.
         """
-        if not isinstance(value, PacketBatch):
-            raise TypeError(f"a PacketBatch is needed, not {brief(value)}")
+        check_batch(value)
         self._check_open()
         try:
             await self._send(value)

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, final
 
 import trio
 
-from ._batch import PacketBatch, messages_of
-from ._brief import brief
+from ._batch import PacketBatch, check_batch, messages_of
 from ._closing import Closing
 from ._coalesce import MAX_PAYLOAD_IPV4, MAX_PAYLOAD_IPV6, MAX_SEGMENTS
 from ._errors import QueueFullError, SendBatchError
@@ -364,8 +363,7 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
             raise trio.ClosedResourceError("the sender is closed")
 
     def _accept(self, batch: PacketBatch) -> PendingSend:
-        if not isinstance(batch, PacketBatch):
-            raise TypeError(f"a PacketBatch is needed, not {brief(batch)}")
+        check_batch(batch)
         self._waiter.check_open()
         return self._queue.prepare(*messages_of(batch))
 

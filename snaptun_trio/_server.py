@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from itertools import groupby
 from operator import attrgetter
 from typing import TYPE_CHECKING, final
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, final
 import trio
 
 from ._batch import PacketBatch, batch_of, messages_of
+from ._brief import brief
 from ._errors import SendBatchError
 from ._expiry import let_go_of_the_silent
 from ._groups import leaves_of
@@ -293,7 +295,10 @@ class UdpServer:
 @trio.lowlevel.disable_ki_protection
 async def _call(handler: Handler, channel: UdpChannel) -> None:
     """The handler is the program's: Control-C interrupts it."""
-    await handler(channel)
+    started: object = handler(channel)
+    if not inspect.isawaitable(started):  # what a function is, only calling it tells for certain
+        raise TypeError(f"handler is an async function, not {brief(handler, 80)}")
+    await started
 
 
 def _by_way(part: PacketBatch[Address]) -> Iterator[PacketBatch[Address]]:

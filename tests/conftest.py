@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,10 @@ hypothesis.settings.register_profile(
     "quick", hypothesis.settings.get_profile("snaptun_trio"), max_examples=20
 )
 hypothesis.settings.load_profile("snaptun_trio")
+
+# A shell has its background jobs ignore SIGINT, and tests that raise it would wait for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _REQUIRE_CORE = "SNAPTUN_TRIO_REQUIRE_CORE"
 

@@ -159,7 +159,7 @@ def test_without_the_extra_it_says_how_to_install_it(
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"snaptun-trio: it needs {module}, which is not there: ")
-    assert "pip install 'snaptun_trio[cli]'" in line
+    assert "pip install '.[cli]'" in line
 
 
 def test_what_else_is_missing_is_not_taken_for_the_extra(tmp_path: Path) -> None:

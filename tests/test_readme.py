@@ -286,7 +286,7 @@ async def test_join_example_passes_datagrams_both_ways(
 
 
 async def test_testing_examples_pass(autojump_clock: trio.testing.MockClock) -> None:
-    testing = example("testing_an_app")
+    testing = example("test_app")
     testing.test_handler_alone()
     await testing.test_pump_without_a_socket()
     await testing.test_questions_on_a_bad_network(autojump_clock)
@@ -294,7 +294,7 @@ async def test_testing_examples_pass(autojump_clock: trio.testing.MockClock) -> 
 
 
 def test_testing_example_would_fail_for_another_handler(monkeypatch: pytest.MonkeyPatch) -> None:
-    testing = example("testing_an_app")
+    testing = example("test_app")
     quiet = PacketBatch([PacketTrain(b"one", 3, testing.PEER)])
     monkeypatch.setattr(testing, "shout", lambda batch: quiet)
     with pytest.raises(AssertionError):

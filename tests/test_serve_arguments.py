@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from snaptun_trio import serve_udp
+from snaptun_trio import PacketBatch, serve_udp
 from snaptun_trio.testing import ScriptedSocket
 
-from .serving import echo
+from .serving import echo, peer
 
 if TYPE_CHECKING:
     from snaptun_trio import UdpChannel
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 async def generator(channel: UdpChannel) -> Any:  # noqa: ANN401
     yield 1
+
+
+def plain(channel: UdpChannel) -> None:
+    pass
 
 
 async def coroutine(*arguments: object) -> bool:
@@ -87,3 +91,11 @@ async def test_a_socket_that_is_given_has_its_options(option: dict[str, Any]) ->
     with pytest.raises(ValueError, match=f"{next(iter(option))}=.*taken as its owner set it up"):
         await serve_udp(echo, sock, **option)
     assert sock.fileno() != -1, "it is the caller's still"
+
+
+async def test_a_handler_that_is_no_async_function_is_named_when_it_is_called() -> None:
+    wrong: Any = plain
+    sock = ScriptedSocket()
+    sock.receives.append(PacketBatch.pack([(b"x", peer(1))]))
+    with pytest.raises(TypeError, match=r"^handler is an async function, not <function plain"):
+        await serve_udp(wrong, sock)

@@ -49,6 +49,15 @@ def test_echo_server_and_client_talk_to_each_other() -> None:
     assert "KeyboardInterrupt" in errors  # ended by us, not by an error of its own
 
 
+def test_hello_says_that_there_is_no_answer() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind(("127.0.0.1", 0))
+        with program("hello", str(silent.getsockname()[1])) as client:
+            assert client.communicate(timeout=ends.PATIENCE) == ("no answer\n", "")
+        silent.setblocking(False)
+        assert [silent.recv(100) for _ in range(3)] == [b"hello"] * 3
+
+
 @pytest.mark.skipif(
     sys.platform != "linux", reason="what the path says of closed ports is the system's"
 )
@@ -154,14 +163,14 @@ async def test_a_worker_that_goes_leaves_its_peers_to_the_other(backend: str) ->
                 assert await ask(channel, question) == message.answer_to(question)
 
 
-TESTS = [name for name in vars(example("testing_a_server")) if name.startswith("test_")]
+TESTS = [name for name in vars(example("test_server")) if name.startswith("test_")]
 
 
 @pytest.mark.parametrize("name", TESTS)
 async def test_the_tests_of_the_tutorial_pass(
     name: str, autojump_clock: trio.testing.MockClock
 ) -> None:
-    test = getattr(example("testing_a_server"), name)
+    test = getattr(example("test_server"), name)
     if not inspect.iscoroutinefunction(test):
         test()
     elif inspect.signature(test).parameters:
@@ -173,7 +182,7 @@ async def test_the_tests_of_the_tutorial_pass(
 async def test_the_tests_of_the_tutorial_would_fail_for_a_server_that_does_not_answer(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    testing = example("testing_a_server")
+    testing = example("test_server")
     testing.dns_server.answer_to = lambda message: None
     with pytest.RaisesGroup(trio.TooSlowError):
         await testing.test_questions_are_answered_on_a_bad_network(autojump_clock)

@@ -27,5 +27,5 @@ def answers_to(questions: PacketBatch[Address]) -> PacketBatch:
 async def serve(port: int, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED) -> None:
     """Answer on all addresses of this machine, IPv4 and IPv6, until cancelled."""
     async with open_batch_pump(("::", port), packet_info=True, handler=answers_to) as pump:
-        task_status.started(pump.receiver.socket.getsockname()[1])
+        task_status.started(pump.local_address[1])
         await trio.sleep_forever()

@@ -11,7 +11,8 @@ async def main(port: int) -> None:
             await channel.send_packet(b"hello")
             with trio.move_on_after(0.5):
                 print(await channel.receive_packet())
-                break
+                return
+        print("no answer")
 
 
 if __name__ == "__main__":

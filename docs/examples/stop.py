@@ -17,7 +17,7 @@ async def main() -> None:
                 pump.receiver.close()  # `incoming` ends, after what was received before
 
             nursery.start_soon(stop_receiving)
-            print("echoing on {} port {}".format(*pump.receiver.socket.getsockname()), flush=True)
+            print("echoing on {} port {}".format(*pump.local_address), flush=True)
             async for batch in pump.incoming:
                 await pump.outgoing.send(batch)
         # Leaving the block has sent everything.

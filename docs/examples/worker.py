@@ -41,7 +41,7 @@ async def work(port: int) -> None:
 
 
 def port_of(pump: BatchPump) -> int:
-    port: int = pump.receiver.socket.getsockname()[1]
+    port: int = pump.local_address[1]
     return port
 
 
