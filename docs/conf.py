@@ -28,6 +28,7 @@ release = version = snaptun_trio.__version__
 sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 
 extensions = [
+    "narrow",
     "picture",
     "shown",
     "sphinx.ext.autodoc",
@@ -156,13 +157,13 @@ def long_names_may_break(
 ) -> None:
     """Let long names be broken after an underscore, or columns are as wide as the longest.
 
-    Short ones, and options such as ``--json``, stay in one piece.
+    Short ones, and options such as ``--json``, stay in one piece, and ``..._`` with what follows.
     """
 
     def may_break(word: re.Match[str]) -> str:
         if len(word[1]) < LONG:
             return word[0]
-        return f'<span class="pre long">{word[1].replace("_", "_<wbr>")}</span>'
+        return f'<span class="pre long">{re.sub(r"(?<=[^._])_", "_<wbr>", word[1])}</span>'
 
     body = str(context.get("body", ""))
     context["body"] = re.sub(r'<span class="pre">([^<]+)</span>', may_break, body)
