@@ -44,6 +44,12 @@ if TYPE_CHECKING:
 # call can bring two thousand spoofed addresses.
 _STARTS_A_TURN = 64
 
+# So many turns the handlers have before more is received, unless more is known to wait: in the
+# first they take what came, in the second what they answer leaves. Without them each turn takes in
+# the few datagrams that have come meanwhile, at the price of a batch: of one client's 20 questions
+# at a time 3 came together, and each cost 2.5 times as much; of 20 clients' 500, three times.
+_TURNS_TO_ANSWER = 2
+
 # A peer's part of a batch is copied if it is less than a fourth of it, or a handful of slow
 # handlers would keep a slab of a megabyte each alive.
 _COPIED_BELOW = 4
@@ -134,6 +140,9 @@ class UdpServer:
         async for batch in self._receiver:
             await self._hand_out(batch)
             del batch  # or it would keep its slab while the next is waited for
+            if not self._receiver._filled:
+                for _ in range(_TURNS_TO_ANSWER):
+                    await trio.lowlevel.checkpoint()
 
     async def _hand_out(self, batch: PacketBatch[Address]) -> None:  # noqa: ASYNC910
         """Give each peer what it sent."""

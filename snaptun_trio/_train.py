@@ -309,13 +309,16 @@ class PacketTrain(Generic[AddressT_co]):
         ]
 
 
+_ONE_PACKET = (bytes, bytearray, memoryview, str)
+
+
 def payloads_of(packets: Iterable[Packet]) -> list[bytes]:
     """The bytes of some packets.
 
     Raises:
       TypeError: one is not bytes-like, or there is only one instead of several.
     """
-    if isinstance(packets, bytes | bytearray | memoryview | str):  # their items are no packets
+    if isinstance(packets, _ONE_PACKET):  # whose items are no packets
         raise TypeError(f"packets is an iterable of packets, not one packet: {brief(packets)}")
     return [p if isinstance(p, bytes) else bytes(flat_view(p)) for p in packets]
 
