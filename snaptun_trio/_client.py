@@ -36,11 +36,12 @@ class ClientChannel(UdpChannel):
         gso: bool,
         ecn: bool,
         timestamps: bool,
+        report_errors: bool,
     ) -> None:
         super().__init__()
         self._sock = sock
         self._receiver = UdpBatchReceiver(
-            sock, gro=gro, ecn=ecn, timestamps=timestamps, report_errors=True
+            sock, gro=gro, ecn=ecn, timestamps=timestamps, report_errors=report_errors
         )
         self._sender = UdpBatchSender(sock, gso=gso)
         # A send would take an error away that a receive is to raise.
@@ -100,6 +101,7 @@ async def open_udp_channel(
     gso: bool = True,
     ecn: bool = False,
     timestamps: bool = False,
+    report_errors: bool = True,
 ) -> UdpChannel:
     """Open a channel to a server, in the manner of `trio.open_tcp_stream`.
 
@@ -107,7 +109,9 @@ async def open_udp_channel(
     a connected socket, so only the server's datagrams are received, and what the path says comes
     out of `UdpChannel.receive`: `ConnectionRefusedError` where nobody listens. Whether somebody
     does is not known before something was sent; nothing is sent here. Errors about earlier
-    datagrams do not keep a later one from being sent.
+    datagrams do not keep a later one from being sent. They end an ``async for``, and anybody who
+    knows the ports can make one up: with ``report_errors=False`` they are only counted, for a
+    program that has time-outs anyway.
 
     If cancelled, nothing is left open.
 
@@ -119,6 +123,8 @@ async def open_udp_channel(
       receive_buffer, send_buffer, fragment: see `open_udp_socket`.
       gro, ecn, timestamps: see `UdpBatchReceiver`.
       gso: see `UdpBatchSender`.
+      report_errors: have ``receive`` raise what the path says; it is counted all the same, in
+        ``asynchronous_errors`` of the channel's receiver and sender.
 
     Raises:
       OSError: the name is not known (`socket.gaierror`), or there is no way to the server.
@@ -127,7 +133,7 @@ async def open_udp_channel(
     if not isinstance(host, str):
         raise TypeError(f"host is a str, not {brief(host)}")
     check_int("port", port, 1, 0xFFFF)
-    check_flags(gro=gro, gso=gso, ecn=ecn, timestamps=timestamps)
+    check_flags(gro=gro, gso=gso, ecn=ecn, timestamps=timestamps, report_errors=report_errors)
     sock = await open_udp_socket(
         local,
         remote=(host, port),
@@ -136,7 +142,9 @@ async def open_udp_channel(
         fragment=fragment,
     )
     try:
-        return ClientChannel(sock, gro=gro, gso=gso, ecn=ecn, timestamps=timestamps)
+        return ClientChannel(
+            sock, gro=gro, gso=gso, ecn=ecn, timestamps=timestamps, report_errors=report_errors
+        )
     except BaseException:
         close_socket(sock)
         raise

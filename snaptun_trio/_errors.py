@@ -89,7 +89,8 @@ class SendBatchError(Exception):
     """Some datagrams of a flush can never be sent. All the others have been sent, or are queued.
 
     The error is raised once the whole queue was gone through, so one bad address never holds up
-    another.
+    another. ``failures`` says which they are, and why: each has the ``train`` and the kernel's
+    ``error``. It is no `OSError`, as it can be several.
     """
 
     failures: list[SendFailure]

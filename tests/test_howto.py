@@ -38,6 +38,7 @@ CHECKED_BY = {
         "busy_poll.py",
         "cpus.py",
         "own_loop.py",
+        "protocol_relay.py",
         "sizes.py",
         "supervisor.py",
         "watch.py",
@@ -68,6 +69,7 @@ RUN = {
     "python drops.py": (DROPS, '"howto" / "drops.py"'),
     "python sizes.py": (PROGRAMS, 'program("howto/sizes"'),
     "python supervisor.py": (PROGRAMS, 'program("howto/supervisor"'),
+    "python protocol_relay.py": (PROGRAMS, 'program("howto/protocol_relay"'),
     "python ask_many.py": (PROGRAMS, 'program("howto/ask_many"'),
 }
 NOT_RUN = ("systemctl ", "docker ", "podman ", "kubectl ", "ethtool ", "dropwatch", "sysctl ")

@@ -73,6 +73,52 @@ def test_a_loop_of_its_own_answers_from_the_address_that_was_asked(host: str) ->
         assert ask(host, port, b"hello") == b"HELLO"
 
 
+def test_a_relay_with_a_protocol_relays_what_is_data(udp: ends.MakeSocket) -> None:
+    target = udp()
+    host, its_port = target.getsockname()
+    with program("howto/protocol_relay", "0", host, str(its_port)) as relay:
+        port = int(first_line(relay, r"relaying on port (\d+)\n")[1])
+        clients = [udp(), udp()]
+        for number, client in enumerate(clients):
+            client.connect(("127.0.0.1", port))
+            client.send(b"Dhello from %d" % number)
+        sessions = dict(received_with_address(target) for _ in clients)
+        assert sorted(sessions) == [b"hello from 0", b"hello from 1"]
+        for packet, session in sessions.items():
+            target.sendto(packet.upper(), session)
+        for number, client in enumerate(clients):
+            assert received_with_address(client)[0] == b"DHELLO FROM %d" % number
+        # Some things the target never sees.
+        clients[0].send(b"Xwhat is this?")
+        clients[0].send(b"Pare you there?")
+        assert received_with_address(clients[0])[0] == b"Pare you there?"
+        # The other one goes, and is a new client when it comes back. What comes before its session
+        # has ended is the old one's, or nobody's.
+        clients[1].send(b"B")
+        old, session = sessions[b"hello from 1"], sessions[b"hello from 1"]
+        for _ in range(1000):
+            clients[1].send(b"Dback again")
+            if select.select([target], [], [], 0.1)[0]:
+                packet, session = received_with_address(target)
+                assert packet == b"back again"
+                if session != old:
+                    break
+        assert session not in sessions.values()
+        # A target that is not there ends nothing.
+        ends.deafen(target)
+        for _ in range(3):
+            clients[0].send(b"Danybody?")
+        clients[0].send(b"Pstill there?")
+        assert received_with_address(clients[0])[0] == b"Pstill there?"
+
+
+def received_with_address(sock: socket.socket) -> tuple[bytes, Address]:
+    """The next datagram that comes."""
+    ends.wait_until_readable(sock)
+    packet, address = sock.recvfrom(65_535)
+    return packet, address
+
+
 def flaky(answered: list[bytes]) -> Any:  # noqa: ANN401
     """A server to which the first datagram of each question is lost, and which says all twice."""
 

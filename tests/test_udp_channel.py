@@ -230,6 +230,27 @@ async def test_it_does_even_where_a_send_was_told_first(how: str, udp: ends.Make
 
 
 @linux
+async def test_without_report_errors_they_are_only_counted(udp: ends.MakeSocket) -> None:
+    sock = udp()
+    ends.deafen(sock)
+    async with client_of(sock, report_errors=False) as channel, trio.open_nursery() as nursery:
+
+        def told() -> int:
+            seen = check(channel)
+            ends_of_it = (seen.receiver, seen.sender)
+            return sum(end.asynchronous_errors.get(errno.ECONNREFUSED, 0) for end in ends_of_it)
+
+        nursery.start_soon(channel.receive)  # would raise it
+        for sent in range(1, 4):
+            await channel.send_packet(b"anybody?")
+            with trio.fail_after(ends.PATIENCE):
+                while told() < sent:
+                    await trio.lowlevel.checkpoint()
+        assert told() == 3
+        nursery.cancel_scope.cancel()
+
+
+@linux
 async def test_who_waits_is_told_of_what_a_send_of_another_task_heard(
     udp: ends.MakeSocket,
 ) -> None:

@@ -30,6 +30,7 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"gso": None}, TypeError, "gso"),
     ({"ecn": "yes"}, TypeError, "ecn"),
     ({"timestamps": 0}, TypeError, "timestamps"),
+    ({"report_errors": None}, TypeError, "report_errors"),
 ]
 
 

@@ -49,14 +49,9 @@ class Asker:
 
     async def listen(self) -> None:
         """Hand out answers, until cancelled."""
-        while True:
-            try:
-                async for batch in self._channel:
-                    for answer, _ in batch:
-                        self._hand_out(answer)
-                return
-            except OSError:  # somebody on the path says no to an earlier question,
-                continue  # and how long to go on asking its task knows
+        async for batch in self._channel:
+            for answer, _ in batch:
+                self._hand_out(answer)
 
     def _hand_out(self, answer: bytes) -> None:
         put = self._waiting.get(answer[:NUMBER])
@@ -69,7 +64,9 @@ class Asker:
 @asynccontextmanager
 async def open_asker(host: str, port: int) -> AsyncGenerator[Asker, None]:
     """A client of a server."""
-    async with await open_udp_channel(host, port) as channel, trio.open_nursery() as nursery:
+    # Somebody on the path may say no to an earlier question: its task knows how long to go on.
+    opening = open_udp_channel(host, port, report_errors=False)
+    async with await opening as channel, trio.open_nursery() as nursery:
         asker = Asker(channel)
         nursery.start_soon(asker.listen)
         yield asker
