@@ -20,7 +20,6 @@ from .._sittings import CannotError
 from .._traffic import open_socket
 from ..relays._contenders import HOST, find
 from ..relays._running import free_port
-from ._rows import CLIENTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -201,7 +200,8 @@ class Dnsperf:
     """dnsperf asks, with so many questions outstanding."""
 
     def __init__(self, row: Row, names: Sequence[str], directory: Path, *more: str) -> None:
-        self._together, self._names, self._more = row.together, len(names), more
+        self._together, self._clients = row.together, row.clients
+        self._names, self._more = len(names), more
         self._questions = directory / "questions"
         self._questions.write_text("".join(f"{name} A\n" for name in names), encoding="ascii")
 
@@ -213,7 +213,7 @@ class Dnsperf:
         """Its own report says what became of the questions."""
         runs = max(1, round(seconds * QUESTIONS_A_SECOND / self._names))
         command = [str(find("dnsperf")), "-s", HOST, "-p", str(port), "-d", str(self._questions)]
-        command += ["-n", str(runs), "-c", str(CLIENTS), "-T", "1", "-q", str(self._together)]
+        command += ["-n", str(runs), "-c", str(self._clients), "-T", "1", "-q", str(self._together)]
         done = subprocess.run(
             [*command, "-t", DNSPERF_TIMEOUT], capture_output=True, text=True, check=False
         )

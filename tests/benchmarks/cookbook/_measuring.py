@@ -23,7 +23,7 @@ from .._sittings import CannotError, Effort
 from ..relays._contenders import HOST, Contender
 from ..relays._running import running
 from . import _loads
-from ._rows import OURS, PUMP, TRIO_SOCKET
+from ._rows import OURS, PUMP, TASKS, TRIO_SOCKET
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -69,6 +69,8 @@ def command(row: Row, name: str) -> list[str]:
         return [str(EXAMPLES / f"{row.program}.py")]
     if name in (PUMP, TRIO_SOCKET):
         return [str(here / ("_pump_server.py" if name == PUMP else "_peer_trio_socket.py"))]
+    if name in TASKS:
+        return [str(here / "_peer_tasks.py"), name.partition(",")[0]]
     return [str(here / "_peer_protocols.py"), name, row.program]
 
 

@@ -221,9 +221,16 @@ def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
     return None
 
 
-if __name__ == "__main__":
-    # Freeing one large block teaches malloc not to map each large block anew. Without it asyncio,
-    # whose transport asks for 256 KiB a datagram, would look much slower than it mostly is.
+def keep_large_blocks() -> None:
+    """Free one large block, which teaches malloc not to map each large block anew.
+
+    Without it asyncio, whose transport asks for 256 KiB a datagram, would look much slower than it
+    mostly is.
+    """
     bytearray(1 << 19)
+
+
+if __name__ == "__main__":
+    keep_large_blocks()
     with asyncio.Runner(loop_factory=loop_factory(sys.argv[1])) as runner:
         runner.run(main(*sys.argv[2:]))

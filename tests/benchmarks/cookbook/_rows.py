@@ -7,6 +7,7 @@ from importlib.util import find_spec
 
 OURS, PUMP, TRIO_SOCKET = "snaptun_trio", "snaptun_trio, a pump", "trio.socket"
 LOOPS = ("asyncio", "uvloop")
+TASKS = tuple(f"{loop}, tasks" for loop in LOOPS)
 QUESTIONS = ("dns_forwarder", "dns_server")
 CLIENTS = 20
 
@@ -19,11 +20,14 @@ class Row:
     """A file of docs/examples."""
     together: int
     """So many datagrams come at a time, or so many questions are outstanding."""
+    clients: int = CLIENTS
+    """Who asks, each from a port of its own."""
 
     @property
     def id(self) -> str:
         """What a selection is matched against."""
-        return f"{self.program}/{self.together}"
+        of_one = "" if self.clients == CLIENTS else f"/{self.clients}"
+        return f"{self.program}/{self.together}{of_one}"
 
     @property
     def asks(self) -> bool:
@@ -34,13 +38,16 @@ class Row:
     def load(self) -> str:
         """As the table calls it."""
         if self.asks:
-            return f"{self.together} outstanding"
+            whose = "1 client" if self.clients == 1 else f"{self.clients} clients"
+            return f"{self.together} outstanding, {whose}"
         return f"{self.together} at a time" if self.together > 1 else "one at a time"
 
     def contenders(self) -> tuple[str, ...]:
         """Who does it, ours first."""
-        loops = tuple(name for name in LOOPS if name == "asyncio" or find_spec(name))
-        more = (PUMP, TRIO_SOCKET) if self.program == "dns_server" else ()
+        server = self.program == "dns_server"
+        names = LOOPS + TASKS if server else LOOPS
+        loops = (name for name in names if "uvloop" not in name or find_spec("uvloop"))
+        more = (PUMP, TRIO_SOCKET) if server else ()
         return (OURS, *more, *loops)
 
 
@@ -51,4 +58,5 @@ ROWS = (
         for together in (1, 32)
     ),
     *(Row(program, together) for program in QUESTIONS for together in (20, 500)),
+    Row("dns_server", 20, clients=1),
 )
