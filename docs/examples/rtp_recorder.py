@@ -34,7 +34,7 @@ def records(batch: PacketBatch[Address], target: Address) -> bytes:
 
 async def main(host: str, port: int, path: str) -> None:
     with (
-        open(path, "wb", buffering=0) as file,  # noqa: ASYNC230
+        open(path, "wb", buffering=0) as file,
         await open_udp_socket((host, port)) as sock,
         # Without GRO each datagram is a train of its own, and has a time of its own.
         UdpBatchReceiver(sock, gro=False, timestamps=True) as receiver,
