@@ -37,8 +37,9 @@ async def answers(upstream: UdpChannel, client: UdpChannel) -> None:
 
 async def send(channel: UdpChannel, packets: list[bytes]) -> None:
     """What cannot be sent is lost, as anywhere on the way."""
-    with suppress(SendBatchError):
-        await channel.send_packets(packets)
+    if packets:  # or it would be a turn of the scheduler for nothing
+        with suppress(SendBatchError):
+            await channel.send_packets(packets)
 
 
 def note(error: Exception, channel: UdpChannel) -> None:
