@@ -11,7 +11,7 @@ import trio
 import trio.testing
 from hypothesis import given, strategies as st
 
-from snaptun_trio import SendBatchError, UdpChannel, open_udp_channel
+from snaptun_trio import SendBatchError, UdpBatchSender, UdpChannel, open_udp_channel
 from snaptun_trio.testing import ScriptedSocket, impair, memory_channel_pair
 
 from . import ends, serving
@@ -184,6 +184,13 @@ async def test_a_handler_that_does_not_expect_it_ends_alone() -> None:
         told = await served.feed((b"a", serving.peer(1)), (b"b", serving.peer(2)))
         assert (told.peers_unreachable, told.peers) == (1, 1)
         assert sock.sent == [(b"b", serving.peer(2))]
+
+
+async def test_through_an_impaired_sender_which_has_no_address() -> None:
+    sock = ScriptedSocket(remote_address=serving.peer(1))
+    lossy = impair(UdpBatchSender(sock), duplicate=1)
+    await lossy.send_packets([b"one", b"three"])
+    assert sock.sent == [(packet, None) for packet in (b"one", b"one", b"three", b"three")]
 
 
 async def test_the_answers_of_a_turn_leave_with_one_call(
