@@ -76,7 +76,7 @@ class UdpChannel(Closing, trio.abc.Channel[PacketBatch]):
         """`send`."""
 
     async def _send_packets(self, packets: list[bytes]) -> None:
-        """`send_packets`."""
+        """`send_packets`, of one at least."""
         await self._send(packed_for(self.address, packets))
 
     @abstractmethod
@@ -199,6 +199,9 @@ class UdpChannel(Closing, trio.abc.Channel[PacketBatch]):
         """
         payloads = payloads_of(packets)
         self._check_open()
+        if not payloads:  # not so much as a batch of none, which waits for what is queued before it
+            await trio.lowlevel.checkpoint()
+            return
         try:
             await self._send_packets(payloads)
         except SendBatchError as error:

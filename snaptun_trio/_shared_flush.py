@@ -48,7 +48,7 @@ def is_small(batch: PacketBatch) -> bool:
 
 def are_few(packets: list[bytes]) -> bool:
     """Whether packets are better gathered with what other tasks send."""
-    return 0 < len(packets) < MANY and sum(map(len, packets)) <= _FEW_BYTES
+    return len(packets) < MANY and sum(map(len, packets)) <= _FEW_BYTES
 
 
 class _Waiting:

@@ -85,6 +85,22 @@ async def test_none_at_all_is_a_checkpoint(kind: str) -> None:
         assert channel.statistics() == before
 
 
+async def test_none_at_all_does_not_wait_for_what_others_send() -> None:
+    sock = ScriptedSocket()
+    sock.answer = lambda _, address: errno.EAGAIN
+    async with serving.server(port=sock) as served:
+        await served.feed((b"a", serving.peer(1)), (b"b", serving.peer(2)))
+        one, other = served.server.peers
+        served.nursery.start_soon(one.send_packet, b"x")
+        await trio.testing.wait_all_tasks_blocked()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(other.send_packets, [])
+            await trio.testing.wait_all_tasks_blocked()
+            waits = len(nursery.child_tasks)
+            nursery.cancel_scope.cancel()
+    assert not waits
+
+
 def breaks() -> Iterator[bytes]:
     yield b"one"
     raise ZeroDivisionError("in the iterable")
