@@ -197,7 +197,7 @@ class UdpChannel(Closing, trio.abc.Channel[PacketBatch]):
           ValueError: a packet is over 65 527 bytes, which no UDP datagram can hold. Nothing is
             sent.
         """
-        payloads = payloads_of(packets)
+        payloads = _taken(packets)
         self._check_open()
         if not payloads:  # not so much as a batch of none, which waits for what is queued before it
             await trio.lowlevel.checkpoint()
@@ -289,3 +289,9 @@ class UdpChannel(Closing, trio.abc.Channel[PacketBatch]):
     def _learn_size(self, size: int) -> None:
         known = self._refused_size
         self._refused_size = size if known is None else min(known, size)
+
+
+@trio.lowlevel.disable_ki_protection
+def _taken(packets: Iterable[Packet]) -> list[bytes]:
+    """The iterable is the program's, and may go on for ever: Control-C interrupts it."""
+    return payloads_of(packets)

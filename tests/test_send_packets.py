@@ -209,6 +209,19 @@ async def test_through_an_impaired_sender_which_has_no_address() -> None:
     assert sock.sent == [(packet, None) for packet in (b"one", b"one", b"three", b"three")]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+async def test_control_c_can_interrupt_the_iterable_which_may_have_no_end(kind: str) -> None:
+    protected: list[bool] = []
+
+    def packets() -> Iterator[bytes]:
+        protected.append(trio.lowlevel.currently_ki_protected())
+        yield b"one"
+
+    async with pair(kind) as (channel, _):
+        await channel.send_packets(packets())
+    assert protected == [False]
+
+
 async def test_the_answers_of_a_turn_leave_with_one_call(
     backend: str, udp: ends.MakeSocket
 ) -> None:
