@@ -128,7 +128,7 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch[Address]]):
         self._memory = pool._memory(self._io)
         self._waiter = ReadinessWaiter(self._io, reading=True)
         self._slots = min(_FIRST_SLOTS, batch_size)  # what the next call is offered
-        self._filled = False  # whether the last call took all that it was offered
+        self._filled = False  # whether the last call brought as much as it could
         self._report_errors = bool(report_errors)
         self._held: PacketBatch[Address] | None = None
         self._late_error: OSError | None = None  # that came behind what was delivered
@@ -350,6 +350,7 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch[Address]]):
         calls, trains = self._calls + 1, self._trains + count
         datagrams, received = self._datagrams + messages.datagrams, self._bytes + nbytes
         slots = self._slots
+        filled = count == min(slots, self._io.most_messages)
         if nbytes:
             # As many slots as brought about so much.
             fitting = min(
@@ -360,7 +361,7 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch[Address]]):
         losses = messages.losses
         if losses is not None:
             self._account_for(losses)
-        self._filled, self._slots = count == self._slots, slots
+        self._filled, self._slots = filled, slots
         self._waiter.fruitless = 0
         self._calls, self._trains = calls, trains
         self._datagrams, self._bytes = datagrams, received

@@ -60,6 +60,33 @@ def test_no_call_brings_more_messages_than_batch_size(backend: str, udp: ends.Ma
     assert receiver.batch_size == 3
 
 
+@pytest.mark.parametrize("waiting", [63, 64, 65])
+def test_the_portable_backend_knows_when_a_call_brought_as_much_as_it_can(
+    waiting: int, udp: ends.MakeSocket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A receiver that is offered more than that does not take it for all that there was."""
+    receive_message = _portable._receive_message
+    left = waiting
+
+    def patiently(sock: socket.socket, buffer: memoryview) -> object:
+        nonlocal left
+        if left:
+            left -= 1
+            ends.wait_until_readable(sock)
+        return receive_message(sock, buffer)
+
+    monkeypatch.setenv("SNAPTUN_TRIO_BACKEND", "portable")
+    source, target = udp(), udp()
+    receiver = UdpBatchReceiver(target, gro=False)
+    source.sendto(b"the first, after which more are offered", ends.address_of(target))
+    ends.collect(receiver, 1)
+    monkeypatch.setattr(_portable, "_receive_message", patiently)
+    for _ in range(waiting):
+        source.sendto(b"x", ends.address_of(target))
+    assert len(receiver.receive_nowait()) == min(waiting, 64)
+    assert receiver._filled == (waiting >= 64)
+
+
 def test_the_sizes_of_earlier_datagrams_change_nothing(
     pair: ends.Pair, udp: ends.MakeSocket
 ) -> None:

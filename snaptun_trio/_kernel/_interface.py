@@ -63,9 +63,11 @@ class SocketIO(ABC):
       family: its address family.
       gso: whether the kernel segments trains; not before `prepare_for_sending`.
       max_segments: the most datagrams of one message that it segments.
+      most_messages: the most that one receive call brings, however many it is offered.
     """
 
     backend: ClassVar[str]
+    most_messages: ClassVar[int] = _abi.MAX_BATCH_SIZE
 
     def __init__(self, sock: Socket) -> None:
         self.sock = sock

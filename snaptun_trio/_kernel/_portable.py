@@ -75,6 +75,7 @@ class PortableIO(SocketIO):
     """Moves each message with a system call of its own."""
 
     backend = "portable"
+    most_messages = _MESSAGES
 
     @trio.lowlevel.enable_ki_protection
     def __init__(self, sock: Socket) -> None:
