@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,9 +13,13 @@ import trio.testing
 from hypothesis import given, strategies as st
 
 from snaptun_trio import SendBatchError, UdpBatchSender, UdpChannel, open_udp_channel
+from snaptun_trio._peer import PeerChannel
 from snaptun_trio.testing import ScriptedSocket, impair, memory_channel_pair
 
 from . import ends, serving
+from .test_control_c import interrupters
+from .test_peer import Route
+from .test_sender import check_law
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -220,6 +225,23 @@ async def test_control_c_can_interrupt_the_iterable_which_may_have_no_end(kind: 
     async with pair(kind) as (channel, _):
         await channel.send_packets(packets())
     assert protected == [False]
+
+
+@pytest.mark.skipif(sys.implementation.name != "cpython", reason="see test_control_c")
+@pytest.mark.parametrize("count", [2, 40], ids=["few", "many"])
+def test_f54_control_c_anywhere_sends_and_counts_all_or_nothing(count: int) -> None:
+    packets = ends.numbered(count, 4)
+    ended: list[int] = []
+    for interrupter in interrupters():
+        sock = ScriptedSocket()
+        with UdpBatchSender(sock) as sender:
+            channel = PeerChannel(Route(sender=sender), serving.peer(1), 0.0)
+            interrupter.run(trio.run, channel.send_packets, iter(packets))
+            assert sender.is_empty
+            check_law(sender)
+        ended.append(len(sock.sent))
+        assert channel.statistics().datagrams_sent == len(sock.sent)
+    assert set(ended) == {0, count}
 
 
 async def test_the_answers_of_a_turn_leave_with_one_call(
