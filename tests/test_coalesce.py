@@ -11,6 +11,7 @@ from snaptun_trio._coalesce import (
     MAX_SEGMENTS,
     coalesce,
     datagram_count,
+    joined,
     segment_ranges,
     split,
 )
@@ -59,6 +60,24 @@ def test_split_is_the_inverse_of_coalesce(sizes: list[int]) -> None:
     for start, stop in coalesce(sizes, 65_507):
         back += split(b"".join(packets[start:stop]), sizes[start])
     assert back == packets
+
+
+@given(sizes=sizes_of_packets | any_sizes, max_bytes=st.integers(1, 65_507))
+def test_packets_are_joined_as_coalesce_says(sizes: list[int], max_bytes: int) -> None:
+    packets = [bytes([index % 256]) * size for index, size in enumerate(sizes)]
+    assert joined(packets, max_bytes) == [
+        (b"".join(packets[start:stop]), sizes[start]) for start, stop in coalesce(sizes, max_bytes)
+    ]
+
+
+@pytest.mark.parametrize(("count", "size"), [(1, 0), (2, 0), (4, 25), (64, 1), (65, 1)])
+@pytest.mark.parametrize("room", [-1, 0, 1])
+def test_packets_of_one_size_are_joined_up_to_each_limit(count: int, size: int, room: int) -> None:
+    packets, max_bytes = [bytes(size)] * count, max(1, count * size + room)
+    trains = joined(packets, max_bytes)
+    assert [list(split(data, segment)) for data, segment in trains] == [
+        packets[start:stop] for start, stop in coalesce([size] * count, max_bytes)
+    ]
 
 
 @given(length=st.integers(0, 70_000), segment_size=st.integers(1, 65_535))

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from snaptun_trio import Packet, PacketBatch, PacketTrain, UdpBatchSender
+from snaptun_trio._batch import packed_for
 
 from . import ends
 from .recorder import Recorder
@@ -168,3 +169,15 @@ def test_a_cap_out_of_range_is_refused(
 ) -> None:
     with pytest.raises(error, match="max_segments"):
         UdpBatchSender(udp(), max_segments=most)
+
+
+@pytest.mark.parametrize(("address", "most"), [(A, 65_493), (B, 65_473)], ids=["IPv4", "IPv6"])
+def test_packets_for_one_peer_are_one_train_as_long_as_no_device_has_to_split_it(
+    address: Address, most: int
+) -> None:
+    for nbytes, trains in ((most, 1), (most + 1, 2)):
+        packets = [bytes(1200)] * (nbytes // 1200) + [bytes(nbytes % 1200)]
+        batch = packed_for(address, packets)
+        same = PacketBatch.pack((packet, address) for packet in packets)
+        assert batch.trains == same.trains
+        assert (len(batch.trains), batch.packets()) == (trains, [(p, address) for p in packets])

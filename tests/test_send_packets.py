@@ -119,6 +119,7 @@ async def test_what_is_wrong_is_told_and_nothing_is_sent(kind: str) -> None:
         for wrong, error, named in (
             (b"one packet", TypeError, "not one packet"),
             (bytearray(b"one packet"), TypeError, "not one packet"),
+            (memoryview(b""), TypeError, "not one packet"),
             ("text", TypeError, "not one packet"),
             ([b"one", "text"], TypeError, "bytes-like"),
             ([b"one", None], TypeError, "bytes-like"),

@@ -10,9 +10,12 @@ import pytest
 from snaptun_trio import PacketBatch, serve_udp
 from snaptun_trio.testing import ScriptedSocket
 
+from . import serving
 from .serving import echo, peer
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
     from snaptun_trio import UdpChannel
 
 
@@ -99,3 +102,20 @@ async def test_a_handler_that_is_no_async_function_is_named_when_it_is_called() 
     sock.receives.append(PacketBatch.pack([(b"x", peer(1))]))
     with pytest.raises(TypeError, match=r"^handler is an async function, not <function plain"):
         await serve_udp(wrong, sock)
+
+
+async def test_a_handler_may_return_anything_that_can_be_awaited() -> None:
+    ended: list[UdpChannel] = []
+
+    class Ends:
+        def __init__(self, channel: UdpChannel) -> None:
+            self._channel = channel
+
+        def __await__(self) -> Generator[Any, Any, None]:
+            yield from self._channel.aclose().__await__()
+            ended.append(self._channel)
+
+    async with serving.server(Ends, ScriptedSocket()) as served:
+        seen = await served.feed((b"x", peer(1)))
+    assert (seen.peers_admitted, seen.handlers) == (1, 0)
+    assert [channel.address for channel in ended] == [peer(1)]

@@ -91,6 +91,24 @@ async def test_answers_leave_from_the_address_that_was_asked(kind: str, how: str
 
 
 @only_linux
+@pytest.mark.parametrize("count", [3, 40], ids=["few", "many"])
+@pytest.mark.parametrize("kind", WILDCARDS)
+async def test_several_packets_leave_from_the_address_that_was_asked(kind: str, count: int) -> None:
+    bound, ours, hosts = WILDCARDS[kind]
+
+    async def handler(channel: UdpChannel) -> None:
+        while True:
+            packet = await channel.receive_packet()
+            await channel.send_packets([packet] * count)
+
+    async with serving.server(handler, host=bound) as served:
+        with client_on(ours) as sock:
+            for host in hosts * 2:
+                sock.sendto(host.encode(), (host, served.address[1]))
+                assert [await answer(sock) for _ in range(count)] == [(host.encode(), host)] * count
+
+
+@only_linux
 @pytest.mark.parametrize("kind", WILDCARDS)
 async def test_a_handler_that_speaks_first_speaks_from_there_as_well(kind: str) -> None:
     bound, ours, hosts = WILDCARDS[kind]
