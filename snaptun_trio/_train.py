@@ -9,6 +9,7 @@ import enum
 import typing
 from functools import lru_cache
 from ipaddress import ip_address
+from mmap import mmap
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, final, overload
 
 import attrs
@@ -309,7 +310,7 @@ class PacketTrain(Generic[AddressT_co]):
         ]
 
 
-_ONE_PACKET = (bytes, bytearray, memoryview, str)
+_ONE_PACKET = (bytes, bytearray, memoryview, mmap, str)
 
 
 def payloads_of(packets: Iterable[Packet]) -> list[bytes]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import sys
+from mmap import mmap
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -121,6 +122,7 @@ async def test_what_is_wrong_is_told_and_nothing_is_sent(kind: str) -> None:
             (bytearray(b"one packet"), TypeError, "not one packet"),
             (memoryview(b""), TypeError, "not one packet"),
             ("text", TypeError, "not one packet"),
+            (mmap(-1, 10), TypeError, "not one packet"),
             ([b"one", "text"], TypeError, "bytes-like"),
             ([b"one", None], TypeError, "bytes-like"),
             ([b"one", (b"two", ("192.0.2.1", 9))], TypeError, "bytes-like"),
