@@ -233,8 +233,12 @@ def addressed(batch: PacketBatch, address: Address, way: Way | None) -> PacketBa
     )
 
 
-def packed_for(address: Address, packets: list[bytes]) -> PacketBatch[Address]:
-    """Packets for one peer, in as few trains as possible, order kept.
+@overload
+def packed_for(address: Address, packets: list[bytes]) -> PacketBatch[Address]: ...
+@overload
+def packed_for(address: None, packets: list[bytes]) -> PacketBatch: ...
+def packed_for(address: Address | None, packets: list[bytes]) -> PacketBatch[Any]:
+    """Packets for one peer, in as few trains as possible, order kept. `None` is the connected one.
 
     Raises:
       ValueError: a packet is over 65 527 bytes.

@@ -77,7 +77,7 @@ class UdpChannel(Closing, trio.abc.Channel[PacketBatch]):
 
     async def _send_packets(self, packets: list[bytes]) -> None:
         """`send_packets`, of one at least."""
-        await self._send(packed_for(self.address, packets))
+        await self._send(packed_for(None, packets))  # `_send` knows whom they are for
 
     @abstractmethod
     async def _send_packet(self, packet: Packet) -> None:

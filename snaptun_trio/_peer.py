@@ -163,15 +163,17 @@ class PeerChannel(UdpChannel):
 
     async def _send(self, batch: PacketBatch) -> None:
         if is_small(batch):
-            await self._send_packets([packet for packet, _ in batch.packets()])
+            await self._send_few([packet for packet, _ in batch.packets()])
         else:
-            await self._send_whole(addressed(batch, self._address, self._way))
+            await self._send_whole(batch)
 
     async def _send_packets(self, packets: list[bytes]) -> None:
-        if not are_few(packets):
-            batch = packed_for(self._address, packets)
-            await self._send_whole(addressed(batch, self._address, self._way))
-            return
+        if are_few(packets):
+            await self._send_few(packets)
+        else:
+            await self._send_whole(packed_for(self._address, packets))
+
+    async def _send_few(self, packets: list[bytes]) -> None:
         items = [self._item(packet) for packet in packets]
         failures = await self._route._sender._shared.send_items(items)
         self._sent += len(items) - len(failures)
@@ -179,6 +181,7 @@ class PeerChannel(UdpChannel):
             raise SendBatchError(failures)
 
     async def _send_whole(self, batch: PacketBatch) -> None:
+        batch = addressed(batch, self._address, self._way)
         try:
             await self._route._sender.send(batch)
         except SendBatchError as error:

@@ -43,12 +43,17 @@ _FEW_BYTES = 4096
 def is_small(batch: PacketBatch) -> bool:
     """Whether a batch is better gathered with what other tasks send."""
     messages, _ = messages_of(batch)
-    return messages.plain and 0 < messages.datagrams < MANY and messages.nbytes <= _FEW_BYTES
+    few = messages.plain and messages.datagrams > 0
+    return few and _is_little(messages.datagrams, messages.nbytes)
 
 
 def are_few(packets: list[bytes]) -> bool:
-    """Whether packets are better gathered with what other tasks send."""
-    return len(packets) < MANY and sum(map(len, packets)) <= _FEW_BYTES
+    """Whether packets, one at least, are better gathered with what other tasks send."""
+    return _is_little(len(packets), sum(map(len, packets)))
+
+
+def _is_little(datagrams: int, nbytes: int) -> bool:
+    return datagrams < MANY and nbytes <= _FEW_BYTES
 
 
 class _Waiting:

@@ -109,10 +109,6 @@ class ImpairedChannel(UdpChannel):
         finally:
             await trio.lowlevel.cancel_shielded_checkpoint()
 
-    async def _send_packets(self, packets: list[bytes]) -> None:
-        # As `_send_packet` does it: a sender has no address, and a log tells of the program's.
-        await self._send(PacketBatch(PacketTrain.pack(packets, None)))
-
     async def _send_packet(self, packet: Packet) -> None:
         await self._send(PacketBatch.pack([(packet, None)]))
 
