@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 import trio.testing
 
-from snaptun_trio import PacketBatch, serve_udp
+from snaptun_trio import PacketBatch, open_udp_channel, serve_udp
 from snaptun_trio.testing import ScriptedSocket
 
 from . import ends
@@ -114,6 +114,18 @@ class Served:
         for packet in packets or (b"hello",):
             sock.sendto(packet, self.address)
         return await self.next_channel()
+
+
+@contextlib.asynccontextmanager
+async def both_ends() -> AsyncIterator[tuple[UdpChannel, UdpChannel]]:
+    """A client's channel, and a server's to it; to receive, the server's has to know of it."""
+    async with server() as served:
+        host, port = served.address[:2]
+        async with await open_udp_channel(host, port) as client:
+            await client.send_packet(b"hello")
+            channel = await served.next_channel()
+            assert await channel.receive_packet() == b"hello"
+            yield client, channel
 
 
 def check_law(statistics: ServerStatistics) -> ServerStatistics:

@@ -82,16 +82,16 @@ def test_a_relay_with_a_protocol_relays_what_is_data(udp: ends.MakeSocket) -> No
         for number, client in enumerate(clients):
             client.connect(("127.0.0.1", port))
             client.send(b"Dhello from %d" % number)
-        sessions = dict(received_with_address(target) for _ in clients)
+        sessions = dict(relaying.receive(target) for _ in clients)
         assert sorted(sessions) == [b"hello from 0", b"hello from 1"]
         for packet, session in sessions.items():
             target.sendto(packet.upper(), session)
         for number, client in enumerate(clients):
-            assert received_with_address(client)[0] == b"DHELLO FROM %d" % number
+            assert relaying.receive(client)[0] == b"DHELLO FROM %d" % number
         # Some things the target never sees.
         clients[0].send(b"Xwhat is this?")
         clients[0].send(b"Pare you there?")
-        assert received_with_address(clients[0])[0] == b"Pare you there?"
+        assert relaying.receive(clients[0])[0] == b"Pare you there?"
         # The other one goes, and is a new client when it comes back. What comes before its session
         # has ended is the old one's, or nobody's.
         clients[1].send(b"B")
@@ -99,7 +99,7 @@ def test_a_relay_with_a_protocol_relays_what_is_data(udp: ends.MakeSocket) -> No
         for _ in range(1000):
             clients[1].send(b"Dback again")
             if select.select([target], [], [], 0.1)[0]:
-                packet, session = received_with_address(target)
+                packet, session = relaying.receive(target)
                 assert packet == b"back again"
                 if session != old:
                     break
@@ -109,14 +109,7 @@ def test_a_relay_with_a_protocol_relays_what_is_data(udp: ends.MakeSocket) -> No
         for _ in range(3):
             clients[0].send(b"Danybody?")
         clients[0].send(b"Pstill there?")
-        assert received_with_address(clients[0])[0] == b"Pstill there?"
-
-
-def received_with_address(sock: socket.socket) -> tuple[bytes, Address]:
-    """The next datagram that comes."""
-    ends.wait_until_readable(sock)
-    packet, address = sock.recvfrom(65_535)
-    return packet, address
+        assert relaying.receive(clients[0])[0] == b"Pstill there?"
 
 
 def flaky(answered: list[bytes]) -> Any:  # noqa: ANN401

@@ -14,7 +14,7 @@ import trio
 import trio.testing
 from hypothesis import given, strategies as st
 
-from snaptun_trio import SendBatchError, UdpBatchSender, UdpChannel, open_udp_channel
+from snaptun_trio import SendBatchError, UdpBatchSender, UdpChannel
 from snaptun_trio._peer import PeerChannel
 from snaptun_trio.testing import ScriptedSocket, impair, memory_channel_pair
 
@@ -38,13 +38,8 @@ async def pair(kind: str) -> AsyncIterator[tuple[UdpChannel, UdpChannel]]:
         near, far = memory_channel_pair()
         yield (impair(near, seed=1) if kind == "impaired" else near), far
         return
-    async with serving.server() as served:
-        host, port = served.address[:2]
-        async with await open_udp_channel(host, port) as client:
-            await client.send_packet(b"hello")
-            peer = await served.next_channel()
-            assert await peer.receive_packet() == b"hello"
-            yield (client, peer) if kind == "client" else (peer, client)
+    async with serving.both_ends() as (client, peer):
+        yield (client, peer) if kind == "client" else (peer, client)
 
 
 async def arrived(channel: UdpChannel, count: int) -> list[bytes]:

@@ -18,7 +18,6 @@ from snaptun_trio import (
     UdpBatchReceiver,
     UdpBatchSender,
     UdpChannel,
-    open_udp_channel,
 )
 from snaptun_trio.testing import (
     MemoryChannel,
@@ -76,15 +75,8 @@ async def test_channels_in_memory_conform(
 
 @contextlib.asynccontextmanager
 async def with_a_server(*, towards: str) -> AsyncIterator[Pair]:
-    """A client, and its channel at a server; to receive, the server's has to know of it."""
-    async with serving.server() as served:
-        host, port = served.address[:2]
-        client = await open_udp_channel(host, port)
-        with client:
-            await client.send_packet(b"hello")
-            peer = await served.next_channel()
-            assert await peer.receive_packet() == b"hello"
-            yield (client, peer) if towards == "the server" else (peer, client)
+    async with serving.both_ends() as (client, peer):
+        yield (client, peer) if towards == "the server" else (peer, client)
 
 
 @pytest.mark.core

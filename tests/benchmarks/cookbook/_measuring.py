@@ -70,7 +70,7 @@ def command(row: Row, name: str) -> list[str]:
     if name in (PUMP, TRIO_SOCKET):
         return [str(here / ("_pump_server.py" if name == PUMP else "_peer_trio_socket.py"))]
     if name in TASKS:
-        return [str(here / "_peer_tasks.py"), name.partition(",")[0]]
+        return [str(here / "_peer_protocols.py"), name.partition(",")[0], "dns_server with tasks"]
     return [str(here / "_peer_protocols.py"), name, row.program]
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import socket
 import struct
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 BUFFER = 4 << 20  # as `open_udp_socket` asks for
 SO_TIMESTAMPNS = 35  # asm-generic/socket.h
 TIME = struct.Struct("@ll")
+MOST_PEERS, MOST_WAITING, IDLE_TIMEOUT = 10_000, 256, 60.0  # the defaults of serve_udp
+LOOK_INTERVAL = 1.0  # seconds
 MOST_A_TURN = 256  # datagrams, as many as a receiver takes with one call
 
 Peer: TypeAlias = tuple[str | Any, int]
@@ -194,12 +197,71 @@ async def serve(host: str, port: str) -> None:
     await endpoint(Server(), (host, int(port)))
 
 
+class Asker:
+    """A peer of the next one, and the task that answers it."""
+
+    def __init__(self, server: TaskServer, address: Peer) -> None:
+        self.questions: asyncio.Queue[bytes] = asyncio.Queue(MOST_WAITING)
+        self.heard = 0.0
+        self.task = asyncio.create_task(self._answer(server, address))
+
+    async def _answer(self, server: TaskServer, address: Peer) -> None:
+        try:
+            while True:
+                reply = answer_to(await self.questions.get())
+                if reply is not None:
+                    server.transport.sendto(reply, address)
+        except Exception as error:
+            logging.warning("%s: %r", address, error)
+        finally:
+            server.peers.pop(address, None)
+
+
+class TaskServer(Protocol):
+    """The same with a task for each peer, as `serve_udp` has: at most so many, each with a bounded
+    queue, until it is silent for too long."""
+
+    def __init__(self) -> None:
+        self.peers: dict[Peer, Asker] = {}
+        self.dropped = self.shed = 0
+        self._loop = asyncio.get_running_loop()
+
+    def datagram_received(self, data: bytes, addr: Peer) -> None:
+        """A question."""
+        asker = self.peers.get(addr)
+        if asker is None:
+            if len(self.peers) >= MOST_PEERS:
+                self.shed += 1
+                return
+            asker = self.peers[addr] = Asker(self, addr)
+        asker.heard = self._loop.time()
+        try:
+            asker.questions.put_nowait(data)
+        except asyncio.QueueFull:
+            self.dropped += 1
+
+    def expire(self) -> None:
+        """End the tasks of peers that are silent, now and from time to time."""
+        silent_since = self._loop.time() - IDLE_TIMEOUT
+        for asker in [one for one in self.peers.values() if one.heard < silent_since]:
+            asker.task.cancel()
+        self._loop.call_later(LOOK_INTERVAL, self.expire)
+
+
+async def serve_with_tasks(host: str, port: str) -> None:
+    """Answer DNS questions, a task for each peer."""
+    server = TaskServer()
+    await endpoint(server, (host, int(port)))
+    server.expire()
+
+
 PROGRAMS: dict[str, Callable[..., Awaitable[None]]] = {
     "syslog_collector": collect,
     "statsd_fan_out": fan_out,
     "dns_forwarder": forward,
     "rtp_recorder": record,
     "dns_server": serve,
+    "dns_server with tasks": serve_with_tasks,
 }
 
 
@@ -221,16 +283,9 @@ def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
     return None
 
 
-def keep_large_blocks() -> None:
-    """Free one large block, which teaches malloc not to map each large block anew.
-
-    Without it asyncio, whose transport asks for 256 KiB a datagram, would look much slower than it
-    mostly is.
-    """
-    bytearray(1 << 19)
-
-
 if __name__ == "__main__":
-    keep_large_blocks()
+    # Freeing one large block teaches malloc not to map each large block anew. Without it asyncio,
+    # whose transport asks for 256 KiB a datagram, would look much slower than it mostly is.
+    bytearray(1 << 19)
     with asyncio.Runner(loop_factory=loop_factory(sys.argv[1])) as runner:
         runner.run(main(*sys.argv[2:]))
