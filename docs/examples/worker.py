@@ -8,7 +8,7 @@ import sys
 
 import trio
 
-from snaptun_trio import BatchPump, PacketBatch, PacketTrain, open_batch_pump
+from snaptun_trio import PacketBatch, PacketTrain, open_batch_pump
 
 
 def answer(batch: PacketBatch) -> PacketBatch:
@@ -34,15 +34,10 @@ async def work(port: int) -> None:
             packet_info=True,
             handler=answer,
         ) as pump:
-            print("listening on", port_of(pump), flush=True)
+            print("listening on", pump.local_address[1], flush=True)
             async for _ in signals:
                 break
             # Leaving answers what was received already. What the kernel still holds is lost.
-
-
-def port_of(pump: BatchPump) -> int:
-    port: int = pump.local_address[1]
-    return port
 
 
 if __name__ == "__main__":
