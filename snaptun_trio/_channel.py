@@ -80,6 +80,10 @@ class UdpChannel(Closing, trio.abc.Channel[PacketBatch]):
         await self._send(packed_for(None, packets))  # `_send` knows whom they are for
 
     @abstractmethod
+    def _send_packets_nowait(self, packets: list[bytes]) -> None:
+        """`send_packets_nowait`, of one at least."""
+
+    @abstractmethod
     async def _send_packet(self, packet: Packet) -> None:
         """`send_packet`."""
 
@@ -207,6 +211,29 @@ class UdpChannel(Closing, trio.abc.Channel[PacketBatch]):
         except SendBatchError as error:
             self._learn_from(error)
             raise
+
+    @trio.lowlevel.enable_ki_protection
+    def send_packets_nowait(self, packets: Iterable[Packet]) -> None:
+        """Have several packets sent to the peer, in their order, without waiting for it.
+
+        For answers that nobody has to wait for: a handler of `serve_udp` is run by the scheduler
+        once for each batch then, and not once more for the answers to it. There they leave in the
+        next turn of the scheduler, with what other handlers send; a client's leave at once. What
+        the socket does not take yet leaves as soon as it does.
+
+        What the kernel refuses is not told, but counted, with the errno, by the sender that
+        `statistics` of the client, or of the server, has a snapshot of.
+
+        Raises:
+          trio.WouldBlock: too much waits to be sent already, where `send_packets` would wait for
+            room. Nothing is sent.
+          trio.ClosedResourceError: the channel is closed.
+          TypeError, ValueError: see `send_packets`. Nothing is sent.
+        """
+        payloads = _taken(packets)
+        self._check_open()
+        if payloads:
+            self._send_packets_nowait(payloads)
 
     def _learn_from(self, error: SendBatchError) -> None:
         """Some of what was sent was refused."""

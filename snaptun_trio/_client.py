@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, final
 
 import trio
 
+from ._batch import packed_for
 from ._brief import brief
 from ._channel import UdpChannel
 from ._kernel._sockets import close_socket, path_mtu
@@ -66,6 +67,11 @@ class ClientChannel(UdpChannel):
 
     async def _send(self, batch: PacketBatch) -> None:
         await self._sender.send(batch.to(None))
+
+    def _send_packets_nowait(self, packets: list[bytes]) -> None:
+        sender = self._sender
+        sender._unattended.add(sender._accept(packed_for(None, packets)))
+        sender._take_unclaimed()  # it has counted them
 
     async def _send_packet(self, packet: Packet) -> None:
         await self._sender.send_packet(packet, None)

@@ -173,6 +173,15 @@ class PeerChannel(UdpChannel):
         else:
             await self._send_whole(packed_for(self._address, packets))
 
+    def _send_packets_nowait(self, packets: list[bytes]) -> None:
+        sender = self._route._sender
+        if are_few(packets):
+            sender._unattended.put([self._item(packet) for packet in packets])
+        else:
+            batch = addressed(packed_for(self._address, packets), self._address, self._way)
+            sender._unattended.add(sender._accept(batch))
+        self._sent += len(packets)
+
     async def _send_few(self, packets: list[bytes]) -> None:
         items = [self._item(packet) for packet in packets]
         failures = await self._route._sender._shared.send_items(items)

@@ -175,9 +175,8 @@ class SendQueue:
         self.datagrams, self.submitted = queued, submitted
         return gathering
 
-    def put_all(self, items: list[Item]) -> tuple[Gathering, range]:
-        """`put` packets that somebody waits for, all or none. Returns the gathering, and their
-        places in it."""
+    def put_all(self, items: list[Item], *, owned: bool = True) -> tuple[Gathering, range]:
+        """`put` packets, all or none. Returns the gathering, and their places in it."""
         gathering = self._gathering
         if gathering is None:
             gathering = Gathering(self._number)
@@ -186,6 +185,12 @@ class SendQueue:
         places = range(place, place + datagrams)
         result = gathering, places
         gathering.items += items
+        if not owned:
+            try:
+                gathering.disown(places)
+            except BaseException:
+                del gathering.items[place:]
+                raise
         self._gathering = gathering
         self.datagrams, self.submitted = queued, submitted
         return result

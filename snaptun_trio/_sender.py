@@ -25,6 +25,7 @@ from ._shared_flush import SharedFlush, is_small
 from ._statistics import SenderStatistics
 from ._submitted import check_train, payload_of
 from ._train import check_int
+from ._unattended import Unattended
 from ._waiter import ReadinessWaiter
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ class UdpBatchSender(Closing, trio.abc.SendChannel[PacketBatch]):
         self._queue = SendQueue(self._io)
         self._flush = Flush(self._io, self._queue, self._waiter)
         self._shared = SharedFlush(self._queue, self._flush, self._waiter, batch_size)
+        self._unattended = Unattended(self._queue, self._shared)
         self._discarded = 0
 
     def __repr__(self) -> str:

@@ -183,6 +183,7 @@ async def serve_udp(  # noqa: ASYNC910
             )
             try:
                 nursery.start_soon(server._let_go_of_the_silent)
+                nursery.start_soon(server._send_what_nobody_waits_for)
                 task_status.started(server)
                 await server._receive_all()
             finally:

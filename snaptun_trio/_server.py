@@ -157,6 +157,17 @@ class UdpServer:
                 for _ in range(_TURNS_TO_ANSWER):
                     await trio.lowlevel.checkpoint()
 
+    @trio.lowlevel.enable_ki_protection
+    async def _send_what_nobody_waits_for(self) -> None:  # noqa: ASYNC910
+        sender = self._sender
+        with contextlib.suppress(trio.ClosedResourceError):  # of which receiving tells
+            while True:
+                await sender._unattended.attend()
+                for failure in sender._take_unclaimed():
+                    error, address = failure.error, failure.train.address
+                    message = "an answer could not be sent: %s; it was for %s"
+                    self._rare_log.warn(error.errno or 0, message, error, address)
+
     def _is_much(self, batch: PacketBatch) -> bool:
         """Whether thrice as much might not fit the kernel's buffer."""
         taken = batch.nbytes * _BYTES_A_BYTE + len(batch) * _BYTES_A_DATAGRAM

@@ -103,7 +103,7 @@ class SharedFlush:
             # Shielded: who is cancelled here has waited for nothing yet, and its packets go.
             await trio.lowlevel.cancel_shielded_checkpoint()
             if not queue.over(gathering.number) or self._waiter.closed:
-                await self._until_over(gathering.number)
+                await self.until_over(gathering.number)
         except BaseException:
             self._flush.disown_packets(gathering, places)
             raise
@@ -120,7 +120,7 @@ class SharedFlush:
         number = pending.number or self._queue.last_number
         try:
             await self._have_a_turn(pending.outgoing.content.datagrams)
-            await self._until_over(number)
+            await self.until_over(number)
         except BaseException:
             self._flush.disown(submission)
             raise
@@ -131,7 +131,7 @@ class SharedFlush:
         self._waiter.check_open()
         number = self._queue.last_number
         await self._have_a_turn(self._queue.datagrams)
-        await self._until_over(number)
+        await self.until_over(number)
 
     def send_batch_now(
         self, pending: PendingSend, submission: Submission, refused: int = 0
@@ -158,6 +158,16 @@ class SharedFlush:
             self._waiter.note(pending.errors)
             raise trio.WouldBlock
 
+    def check_room(self) -> None:
+        """Refuse to put anything in where that would have to wait. No checkpoint.
+
+        Raises:
+          trio.WouldBlock: the queue is full, or others stand before it.
+        """
+        self._waiter.check_open()
+        if not self._has_room:
+            raise trio.WouldBlock
+
     async def _have_a_turn(self, datagrams: int) -> None:
         """Let the others run, after sending what is queued, or before if it is little."""
         if datagrams >= MANY and not self._sending:
@@ -168,7 +178,7 @@ class SharedFlush:
         # Shielded: who is cancelled here has waited for nothing yet, and its datagrams go.
         await trio.lowlevel.cancel_shielded_checkpoint()
 
-    async def _until_over(self, number: int) -> None:  # noqa: ASYNC910
+    async def until_over(self, number: int) -> None:  # noqa: ASYNC910
         """Wait until everything up to a number is sent or refused. No checkpoint where it is."""
         while not self._queue.over(number):  # noqa: ASYNC913
             if self._sending:

@@ -145,7 +145,8 @@ class ChannelStatistics:
     datagrams_discarded: int
     """Of those, what still waited when the channel was closed, or came after."""
     datagrams_sent: int
-    """Datagrams that were sent to the peer."""
+    """Datagrams that were sent to the peer; of `UdpChannel.send_packets_nowait` what was accepted,
+    unless it is a client's."""
     receiver: ReceiverStatistics | None = None
     """Of a client, the receiver's own snapshot: among others what the kernel dropped."""
     sender: SenderStatistics | None = None

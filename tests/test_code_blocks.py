@@ -35,6 +35,7 @@ import trio.testing
 import snaptun_trio
 import snaptun_trio.testing
 from snaptun_trio import UdpBatchReceiver, UdpRelay, open_udp_channel
+from snaptun_trio.testing import memory_channel_pair
 
 from .code_blocks import MODULES, Block, all_blocks, in_docstrings, in_markdown, in_rst
 from .examples import EXAMPLES, ROOT
@@ -132,6 +133,15 @@ async def an_echo_server(text: str) -> None:
     assert echoes == [b"hello"]
 
 
+async def answers_that_are_not_waited_for(text: str) -> None:
+    answer = (await run(text, answer_to=bytes.upper))["answer"]
+    client, channel = memory_channel_pair()
+    await client.send_packets([b"one", b"two"])
+    client.close()
+    await answer(channel)
+    assert channel.statistics().datagrams_sent == 2
+
+
 # By the first line of the block.
 STAGES: dict[str, Callable[[str], Awaitable[None]]] = {
     "pool = PacketBufPool()": a_pool_for_many,
@@ -140,6 +150,7 @@ STAGES: dict[str, Callable[[str], Awaitable[None]]] = {
     'relay = UdpRelay(("::", 5353), [("192.0.2.1", 53)])': a_running_relay,
     "with UdpReceiverGroup(receivers) as group:": a_group_in_a_loop,
     "async def echo(channel: UdpChannel) -> None:": an_echo_server,
+    "async def answer(channel: UdpChannel) -> None:": answers_that_are_not_waited_for,
 }
 
 

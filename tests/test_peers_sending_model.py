@@ -29,7 +29,7 @@ PEERS = 4
 BAD = PEERS - 1  # whatever is for this one is refused
 MOST_BYTES = 2500  # what is longer is refused
 MOST_TURNS = 5000
-CALLS = ["send_packet", "send_packets", "of a generator", "send"]
+CALLS = ["send_packet", "send_packets", "of a generator", "send", "nowait"]
 
 Step: TypeAlias = tuple[str, int, list[int]]  # the call, the peer, and the sizes of the packets
 
@@ -55,6 +55,8 @@ class Model:
         self.names = itertools.count()
         self.order: defaultdict[tuple[int, int], list[bytes]] = defaultdict(list)
         self.sent: Counter[int] = Counter()
+        self.untold: Counter[int] = Counter()  # refused, of what nobody waited for
+        self.turned_away: set[bytes] = set()  # there was no room, and nobody waited for it
         self.cut_short: set[int] = set()  # peers to whom some of a send may have gone uncounted
         self.running = 0
 
@@ -77,6 +79,9 @@ class Model:
     async def step(self, call: str, peer: int, packets: list[bytes]) -> None:
         expected = [packet for packet in packets if refused(packet, peer)]
         told: list[bytes] = []
+        if call == "nowait":
+            self.step_nowait(peer, packets, len(expected))
+            return
         try:
             await self.call(call, self.channels[peer], packets)
         except SendBatchError as error:
@@ -92,6 +97,15 @@ class Model:
             raise
         assert told == expected, "not told, or of another's refusal"
         self.sent[peer] += len(packets) - len(told)
+
+    def step_nowait(self, peer: int, packets: list[bytes], refused: int) -> None:
+        try:
+            self.channels[peer].send_packets_nowait(packets)
+        except (trio.WouldBlock, trio.ClosedResourceError):
+            self.turned_away.update(packets)
+        else:
+            self.sent[peer] += len(packets)
+            self.untold[peer] += refused
 
     async def call(self, call: str, channel: UdpChannel, packets: list[bytes]) -> None:
         match call:
@@ -116,11 +130,13 @@ class Model:
             assert len(set(arrived)) == len(arrived), "sent twice"
             counted = channel.statistics().datagrams_sent
             if peer in self.cut_short:
-                assert self.sent[peer] <= counted <= len(arrived)
+                assert self.sent[peer] <= counted <= len(arrived) + self.untold[peer]
             else:
-                assert self.sent[peer] == counted == len(arrived)
+                assert self.sent[peer] == counted == len(arrived) + self.untold[peer]
             for number in {number for number, to in self.order if to == peer}:
                 mine = [packet for packet in self.order[number, peer] if not refused(packet, peer)]
+                assert self.turned_away.isdisjoint(arrived), "sent, and said that it was not"
+                mine = [packet for packet in mine if packet not in self.turned_away]
                 found = [packet for packet in arrived if packet in mine]
                 wanted = [packet for packet in mine if packet in found]
                 assert found == (wanted if peer in self.cut_short else mine)

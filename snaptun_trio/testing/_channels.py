@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, final
 
 import trio
 
-from .._batch import PacketBatch
+from .._batch import PacketBatch, packed_for
 from .._channel import UdpChannel
 from .._train import Address, PacketTrain, check_address, check_int
 
@@ -83,6 +83,9 @@ class MemoryChannel(UdpChannel):
         await trio.lowlevel.checkpoint_if_cancelled()
         self._post(batch)
         await trio.lowlevel.cancel_shielded_checkpoint()
+
+    def _send_packets_nowait(self, packets: list[bytes]) -> None:
+        self._post(packed_for(None, packets))
 
     async def _send_packet(self, packet: Packet) -> None:
         await self._send(PacketBatch.pack([(packet, None)]))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, final
 import attrs
 import trio
 
-from .._batch import PacketBatch
+from .._batch import PacketBatch, packed_for
 from .._brief import brief
 from .._channel import UdpChannel
 from .._sender import UdpBatchSender
@@ -108,6 +108,15 @@ class ImpairedChannel(UdpChannel):
             self._channel._post(batch, iter(delays))
         finally:
             await trio.lowlevel.cancel_shielded_checkpoint()
+
+    def _send_packets_nowait(self, packets: list[bytes]) -> None:
+        batch, delays = self._impaired(packed_for(None, packets))
+        if self._delay:
+            self._channel._post(batch, iter(delays))
+        elif isinstance(self._channel, UdpBatchSender):
+            self._channel.send_nowait(batch)
+        else:
+            self._channel.send_packets_nowait(packet for packet, _ in batch)
 
     async def _send_packet(self, packet: Packet) -> None:
         await self._send(PacketBatch.pack([(packet, None)]))

@@ -1,0 +1,98 @@
+# What is queued and nobody waits for: it still has to leave.
+#
+# Where there is an attendant, a task that sleeps until there is something, it leaves in the next
+# turn of the scheduler, with what other tasks queue in this one. Where there is none it leaves at
+# once, and what the socket does not take yet is seen to by a task that lasts for as long as that.
+# This file must not know whose packets they are, nor how they are sent.
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+import trio
+
+from ._send_queue import Submission
+
+if TYPE_CHECKING:
+    from ._gathering import Item
+    from ._send_queue import PendingSend, SendQueue
+    from ._shared_flush import SharedFlush
+
+
+class Unattended:
+    """A sender's queue, for those who do not wait.
+
+    Args:
+      queue, shared: the sender's.
+    """
+
+    def __init__(self, queue: SendQueue, shared: SharedFlush) -> None:
+        self._queue = queue
+        self._shared = shared
+        self._attended = False  # whether a task sees to it that what is queued leaves
+        self._sleeping: trio.lowlevel.Task | None = None  # that task, while nothing is queued
+
+    # -- for whoever sends. All or nothing is accepted, and each raises `trio.WouldBlock` where the
+    #    queue is full or others stand before it, and `trio.ClosedResourceError` where the sender or
+    #    the socket is closed.
+
+    def put(self, items: list[Item]) -> None:
+        """Have some packets sent."""
+        self._shared.check_room()
+        self._queue.put_all(items, owned=False)
+        self._see_to_it()
+
+    def add(self, pending: PendingSend) -> None:
+        """Have a batch sent."""
+        self._shared.check_room()
+        self._queue.add(pending, Submission(owned=False))
+        self._see_to_it()
+
+    def _see_to_it(self) -> None:
+        if self._sleeping is not None:
+            task, self._sleeping = self._sleeping, None
+            trio.lowlevel.reschedule(task)
+        elif not self._attended:
+            self._shared.now()
+            if self._queue.datagrams:
+                self._attended = True  # before it runs, or the next call would start another
+                try:
+                    trio.lowlevel.spawn_system_task(self._send_the_rest)
+                except BaseException:
+                    self._attended = False
+                    raise
+
+    # -- the tasks
+
+    async def attend(self) -> None:
+        """Wait until something is queued, and send all that is, unless somebody else does. A
+        checkpoint. To be called again and again: what is queued meanwhile waits for the next call.
+
+        Raises:
+          trio.ClosedResourceError: the sender or the socket is closed.
+        """
+        self._attended = True
+        try:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            if not self._queue.datagrams:
+                self._sleeping = trio.lowlevel.current_task()
+                await trio.lowlevel.wait_task_rescheduled(self._abort)
+            await self._shared.until_over(self._queue.last_number)
+        finally:
+            self._attended = False
+
+    def _abort(self, _: object) -> trio.lowlevel.Abort:
+        self._sleeping = None
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    @trio.lowlevel.enable_ki_protection
+    async def _send_the_rest(self) -> None:  # noqa: ASYNC910
+        try:
+            # In a system task an exception would end the program. What is left then stays queued,
+            # and goes with the next that is sent.
+            with contextlib.suppress(Exception):
+                while self._queue.datagrams:  # noqa: ASYNC913
+                    await self._shared.until_over(self._queue.last_number)
+        finally:
+            self._attended = False

@@ -1,0 +1,371 @@
+# UdpChannel.send_packets_nowait: what nobody waits for leaves all the same, from any channel.
+
+from __future__ import annotations
+
+import errno
+import logging
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+import trio.testing
+
+from snaptun_trio import UdpBatchSender, open_udp_channel, open_udp_socket, serve_udp
+from snaptun_trio._client import ClientChannel
+from snaptun_trio.testing import ScriptedSocket, impair, memory_channel_pair
+
+from . import ends, serving
+from .test_send_packets import KINDS, PACKETS, arrived, breaks, pair
+from .test_sender import check_law
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from snaptun_trio import Address, UdpChannel, UdpServer
+
+pytestmark = pytest.mark.usefixtures("backend")
+
+FEW, MANY = [b"one", b"three"], ends.numbered(40, 4)
+EITHER = pytest.mark.parametrize("packets", [FEW, MANY], ids=["few", "many"])
+
+
+class FullSocket:
+    """A scripted socket that takes nothing, and then so much."""
+
+    def __init__(self, **options: Any) -> None:  # noqa: ANN401
+        self.room = 0
+        self.sock = ScriptedSocket(**options)
+        self.sock.answer = self._answer
+
+    def _answer(self, packets: list[bytes], _: Address | None) -> int:
+        if self.room < len(packets):
+            return errno.EAGAIN
+        self.room -= len(packets)
+        return 0
+
+    def take(self, datagrams: int) -> None:
+        self.room = datagrams
+        self.sock.wake()
+
+    @property
+    def sent(self) -> list[bytes]:
+        return [packet for packet, _ in self.sock.sent]
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("packets", PACKETS)
+@pytest.mark.parametrize("kind", KINDS)
+async def test_all_arrive_in_their_order(kind: str, packets: list[bytes]) -> None:
+    async with pair(kind) as (channel, far):
+        before = channel.statistics().datagrams_sent
+        with trio.testing.assert_no_checkpoints():
+            channel.send_packets_nowait(iter(packets))
+        assert await arrived(far, len(packets)) == packets
+        assert channel.statistics().datagrams_sent - before == len(packets)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_they_keep_their_order_among_those_that_are_waited_for(kind: str) -> None:
+    async with pair(kind) as (channel, far):
+        channel.send_packets_nowait([b"1", b"2"])
+        await channel.send_packet(b"3")
+        channel.send_packets_nowait(ends.numbered(20, 4))
+        await channel.send_packets([b"4", b"5"])
+        assert await arrived(far, 25) == [b"1", b"2", b"3", *ends.numbered(20, 4), b"4", b"5"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_what_is_wrong_is_told_and_nothing_is_sent(kind: str) -> None:
+    async with pair(kind) as (channel, _):
+
+        def closes() -> Iterator[bytes]:
+            yield b"one"
+            channel.close()
+
+        before = channel.statistics()
+        wrong: Any
+        for wrong, error in (
+            (b"one packet", TypeError),
+            ([b"one", "text"], TypeError),
+            (None, TypeError),
+            ([b"one", bytes(65_528)], ValueError),
+            (breaks(), ZeroDivisionError),
+        ):
+            with pytest.raises(error):
+                channel.send_packets_nowait(wrong)
+        channel.send_packets_nowait([])
+        assert channel.statistics() == before
+        with pytest.raises(trio.ClosedResourceError):
+            channel.send_packets_nowait(closes())
+        for packets in ([], [b"one"]):
+            with pytest.raises(trio.ClosedResourceError):
+                channel.send_packets_nowait(packets)
+
+
+# -- a server's
+
+
+@EITHER
+async def test_a_server_sends_it_in_the_next_turn_with_what_others_send(
+    backend: str, packets: list[bytes]
+) -> None:
+    sock = ScriptedSocket()
+    async with serving.server(port=sock) as served:
+        await served.feed(*((b"hello", serving.peer(n)) for n in range(3)))
+        for channel in served.server.peers:
+            channel.send_packets_nowait(packets)
+        assert not sock.sent
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(sock.sent) == 3 * len(packets)
+        if backend == "linux" and packets is FEW:
+            assert served.statistics().sender.send_calls == 1
+
+
+@EITHER
+async def test_what_a_full_socket_does_not_take_leaves_when_it_does(packets: list[bytes]) -> None:
+    full = FullSocket()
+    async with serving.server(port=full.sock) as served:
+        await served.feed((b"hello", serving.peer(1)))
+        (channel,) = served.server.peers
+        channel.send_packets_nowait(packets)
+        for room in (1, 100):  # of a train all or nothing is taken
+            await trio.testing.wait_all_tasks_blocked()
+            assert served.statistics().sender.datagrams_queued == len(packets) - len(full.sent)
+            full.take(room)
+        await trio.testing.wait_all_tasks_blocked()
+        assert full.sent == packets
+
+
+async def test_where_too_much_waits_nothing_more_is_taken() -> None:
+    full = FullSocket()
+    async with serving.server(port=full.sock) as served:
+        await served.feed((b"a", serving.peer(1)), (b"b", serving.peer(2)))
+        one, other = served.server.peers
+        most = served.server._sender.batch_size
+        for _ in range(most // 2):
+            one.send_packets_nowait([b"x", b"y"])
+        with pytest.raises(trio.WouldBlock):
+            one.send_packets_nowait([b"x", b"y"])
+        for packets in (FEW, MANY):
+            with pytest.raises(trio.WouldBlock):
+                other.send_packets_nowait(packets)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(other.send_packets, FEW)
+            await trio.testing.wait_all_tasks_blocked()
+            full.take(1)
+            await trio.testing.wait_all_tasks_blocked()
+            full.take(most + 100)
+        await trio.testing.wait_all_tasks_blocked()
+        assert full.sent == [b"x", b"y"] * (most // 2) + FEW
+        assert one.statistics().datagrams_sent == most
+        assert other.statistics().datagrams_sent == len(FEW)
+
+
+async def test_nobody_who_waits_for_room_is_overtaken() -> None:
+    full = FullSocket()
+    async with serving.server(port=full.sock) as served:
+        await served.feed((b"a", serving.peer(1)), (b"b", serving.peer(2)))
+        one, other = served.server.peers
+        served.server._sender._shared._most = 2
+        one.send_packets_nowait([b"x", b"y"])
+        await trio.testing.wait_all_tasks_blocked()  # or this one would wait as who sends
+        served.nursery.start_soon(other.send_packets, FEW)
+        await trio.testing.wait_all_tasks_blocked()
+        served.server._sender._shared._most = 3  # there is room, but for whom it is known
+        with pytest.raises(trio.WouldBlock):
+            one.send_packets_nowait([b"z"])
+        full.take(4)
+        await trio.testing.wait_all_tasks_blocked()
+        assert full.sent == [b"x", b"y", *FEW]
+
+
+@EITHER
+async def test_a_refusal_is_counted_and_logged_and_ends_nobody(
+    packets: list[bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    sock = ScriptedSocket()
+    sock.answer = lambda _, address: errno.EPERM if address == serving.peer(1) else 0
+    async with serving.server(port=sock) as served:
+        await served.feed((b"a", serving.peer(1)), (b"b", serving.peer(2)))
+        one, other = served.server.peers
+        with caplog.at_level(logging.WARNING, "snaptun_trio"):
+            for _ in range(3):
+                one.send_packets_nowait(packets)
+                other.send_packets_nowait(packets)
+                await trio.testing.wait_all_tasks_blocked()
+        assert dict(served.statistics().sender.failures) == {errno.EPERM: 3 * len(packets)}
+        assert [packet for packet, _ in sock.sent] == packets * 3
+        assert served.statistics().peers == 2
+        (line,) = [record.message for record in caplog.records]
+        assert "192.0.2.9" in line
+        assert not served.server._sender._flush.unclaimed
+        check_law(served.server._sender)
+
+
+async def test_it_is_never_another_ones_refusal() -> None:
+    sock = ScriptedSocket()
+    sock.answer = lambda _, address: errno.EPERM if address == serving.peer(1) else 0
+    async with serving.server(port=sock) as served:
+        await served.feed((b"a", serving.peer(1)), (b"b", serving.peer(2)))
+        one, other = served.server.peers
+        one.send_packets_nowait([b"x"])
+        await other.send_packets([b"y"])  # in the same turn
+        assert [packet for packet, _ in sock.sent] == [b"y"]
+
+
+async def test_a_handler_that_ends_has_sent_it() -> None:
+    async def answer(channel: UdpChannel) -> None:
+        channel.send_packets_nowait([await channel.receive_packet()])
+
+    sock = ScriptedSocket()
+    async with serving.server(answer, sock) as served:
+        await served.feed((b"a", serving.peer(1)))
+        assert sock.sent == [(b"a", serving.peer(1))]
+
+
+@EITHER
+async def test_a_server_that_ends_at_once_has_sent_it(packets: list[bytes]) -> None:
+    sock = ScriptedSocket()
+    async with trio.open_nursery() as nursery:
+
+        async def answer(channel: UdpChannel) -> None:
+            channel.send_packets_nowait(packets)
+            nursery.cancel_scope.cancel()
+
+        await nursery.start(serve_udp, answer, sock)
+        sock.receives.append(ends.batch_of([b"a"], serving.peer(1)))
+        sock.wake()
+    assert [packet for packet, _ in sock.sent] == packets
+
+
+async def test_the_socket_is_closed_under_it(udp: ends.MakeSocket) -> None:
+    async def answer(channel: UdpChannel) -> None:
+        channel.send_packets_nowait(FEW)
+        sock.close()
+        await trio.sleep_forever()
+
+    sock = await open_udp_socket(("127.0.0.1", 0))
+    udp().sendto(b"a", sock.getsockname())
+    with pytest.raises(trio.ClosedResourceError):  # and not a group of two
+        await serve_udp(answer, sock)
+
+
+@EITHER
+async def test_after_the_server_has_stopped_a_handler_still_sends(packets: list[bytes]) -> None:
+    full = FullSocket()
+    channels: list[UdpChannel] = []
+    leave = trio.Event()
+
+    async def handler(channel: UdpChannel) -> None:
+        channels.append(channel)
+        await leave.wait()
+
+    async with trio.open_nursery() as handlers:
+        async with trio.open_nursery() as nursery:
+
+            async def serve(*, task_status: trio.TaskStatus[UdpServer]) -> None:
+                await serve_udp(
+                    handler, full.sock, handler_nursery=handlers, task_status=task_status
+                )
+
+            server: UdpServer = await nursery.start(serve)
+            full.sock.receives.append(ends.batch_of([b"a"], serving.peer(1)))
+            full.sock.wake()
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        full.take(1)
+        channels[0].send_packets_nowait([b"at once"])
+        assert full.sent == [b"at once"]
+        channels[0].send_packets_nowait(packets)
+        channels[0].send_packets_nowait([b"and this"])
+        await trio.testing.wait_all_tasks_blocked()
+        assert full.sent == [b"at once"]
+        full.take(100)
+        await trio.testing.wait_all_tasks_blocked()
+        assert full.sent == [b"at once", *packets, b"and this"]
+        leave.set()
+    sender = server.statistics().sender
+    assert (sender.datagrams_sent, sender.datagrams_discarded) == (len(packets) + 2, 0)
+
+
+# -- a client's
+
+
+@EITHER
+async def test_a_client_sends_at_once(packets: list[bytes], udp: ends.MakeSocket) -> None:
+    sock = udp()
+    async with await open_udp_channel(*sock.getsockname()[:2]) as channel:
+        channel.send_packets_nowait(packets)
+        assert [sock.recv(100) for _ in packets] == packets
+
+
+async def test_what_a_clients_socket_does_not_take_leaves_when_it_does(
+    udp: ends.MakeSocket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = FullSocket(remote_address=serving.peer(1))
+
+    async def opened(*_: object, **__: object) -> ScriptedSocket:
+        await trio.lowlevel.checkpoint()
+        return full.sock
+
+    monkeypatch.setattr("snaptun_trio._client.open_udp_socket", opened)
+    async with await open_udp_channel("192.0.2.9", 1) as channel:
+        channel.send_packets_nowait(FEW)
+        await trio.testing.wait_all_tasks_blocked()
+        channel.send_packets_nowait([b"more"])
+        for room in (1, 1, 1):
+            assert len(full.sent) < 3
+            full.take(room)
+            await trio.testing.wait_all_tasks_blocked()
+        assert full.sent == [*FEW, b"more"]
+        channel.send_packets_nowait([b"never"])
+        await trio.testing.wait_all_tasks_blocked()
+    await trio.testing.wait_all_tasks_blocked()
+    counted = channel.statistics().sender
+    assert counted is not None
+    assert (counted.datagrams_sent, counted.datagrams_discarded) == (3, 1)
+
+
+async def test_a_clients_refusal_is_counted(udp: ends.MakeSocket) -> None:
+    sock = udp()
+    async with await open_udp_channel(*sock.getsockname()[:2]) as channel:
+        channel.send_packets_nowait([b"one", bytes(65_520), b"two"])
+        assert [sock.recv(100) for _ in range(2)] == [b"one", b"two"]
+        counted = channel.statistics().sender
+        assert counted is not None
+        assert dict(counted.failures) == {errno.EMSGSIZE: 1}
+        assert isinstance(channel, ClientChannel)
+        assert not channel._sender._flush.unclaimed, "kept for whom?"
+
+
+# -- of the testing kit
+
+
+async def test_a_delay_is_kept(autojump_clock: trio.testing.MockClock) -> None:
+    near, far = memory_channel_pair()
+    impair(near, delay=2.0).send_packets_nowait(FEW)
+    start = trio.current_time()
+    assert await far.receive_packet() == FEW[0]
+    assert trio.current_time() - start == 2.0
+
+
+async def test_through_an_impaired_sender_which_has_no_address() -> None:
+    sock = ScriptedSocket(remote_address=serving.peer(1))
+    impair(UdpBatchSender(sock), duplicate=1).send_packets_nowait(FEW)
+    assert sock.sent == [(packet, None) for packet in (FEW[0], FEW[0], FEW[1], FEW[1])]
+
+
+async def test_through_an_impaired_channel_that_is_full() -> None:
+    full = FullSocket()
+    async with serving.server(port=full.sock) as served:
+        await served.feed((b"a", serving.peer(1)))
+        served.server._sender._shared._most = 1
+        (channel,) = served.server.peers
+        bad = impair(channel)
+        bad.send_packets_nowait([b"x"])
+        with pytest.raises(trio.WouldBlock):
+            bad.send_packets_nowait([b"y"])
+        assert [one.packet for one in bad.log] == [b"x", b"y"]
+        full.take(9)
+        await trio.testing.wait_all_tasks_blocked()
+        assert full.sent == [b"x"]
