@@ -22,9 +22,9 @@ from .benchmarks.quic._certificate import write_certificate
 from .benchmarks.quic._running import Row, serving as program_serving, sit
 from .examples import program
 from .quic_ends import (
-    CLIENT,
     HOST,
     MOVES,
+    QUIC,
     Files,
     hash_of,
     in_memory,
@@ -51,7 +51,7 @@ async def test_bytes_arrive_as_they_were_sent(
     backend: str, files: Files, verb: str, size: int
 ) -> None:
     async with serving(files) as server:
-        async with CLIENT.connect(HOST, port_of(server), files.client()) as connection:
+        async with QUIC.connect(HOST, port_of(server), files.client()) as connection:
             assert await moved(connection, verb, size) == hash_of(size)
         await until(lambda: not server.connections)
 
@@ -66,7 +66,7 @@ def test_fifty_megabytes_arrive(backend: str, files: Files, verb: str) -> None:
 
 async def test_packets_of_one_turn_leave_together(linux_backend: None, files: Files) -> None:
     async with serving(files) as server:
-        async with CLIENT.connect(HOST, port_of(server), files.client()) as connection:
+        async with QUIC.connect(HOST, port_of(server), files.client()) as connection:
             await moved(connection, "get", MEGABYTE)
         sent = server.sender.statistics()
         assert sent.datagrams_sent > 800
@@ -77,7 +77,7 @@ async def test_packets_of_one_turn_leave_together(linux_backend: None, files: Fi
 
 async def test_streams_of_a_connection_go_both_ways_at_once(files: Files) -> None:
     async with serving(files) as server:
-        async with CLIENT.connect(HOST, port_of(server), files.client()) as connection:
+        async with QUIC.connect(HOST, port_of(server), files.client()) as connection:
 
             async def move(verb: str) -> None:
                 assert await moved(connection, verb, 100_000) == hash_of(100_000)
@@ -91,7 +91,7 @@ async def test_a_hundred_connections_at_once(backend: str, files: Files) -> None
     async with serving(files) as server:
 
         async def move(verb: str) -> None:
-            async with CLIENT.connect(HOST, port_of(server), files.client()) as connection:
+            async with QUIC.connect(HOST, port_of(server), files.client()) as connection:
                 assert await moved(connection, verb, 20_000) == hash_of(20_000)
 
         async with trio.open_nursery() as nursery:
@@ -146,7 +146,7 @@ async def test_a_closed_port_is_told_at_once(files: Files, udp: ends.MakeSocket)
     keeper = udp()
     ends.deafen(keeper)
     with pytest.RaisesGroup(ConnectionRefusedError):
-        async with CLIENT.connect(HOST, ends.address_of(keeper)[1], files.client()):
+        async with QUIC.connect(HOST, ends.address_of(keeper)[1], files.client()):
             pytest.fail("nobody listens")
 
 
@@ -156,7 +156,7 @@ async def test_a_client_that_does_not_know_the_authority_goes(
     other = Files(*write_certificate(tmp_path_factory.mktemp("other")))
     async with serving(files) as server:
         with pytest.RaisesGroup(ConnectionError):
-            async with CLIENT.connect(HOST, port_of(server), other.client()):
+            async with QUIC.connect(HOST, port_of(server), other.client()):
                 pytest.fail("anybody could be the server")
         await until(lambda: not server.connections)
 
@@ -166,7 +166,7 @@ async def test_a_client_whose_nat_takes_another_port_goes_on(files: Files, verb:
     async with trio.open_nursery() as nursery, serving(files) as server:
         way = quic_ends.Rebinding(port_of(server))
         port = await nursery.start(way.run)
-        async with CLIENT.connect(HOST, port, files.client()) as connection:
+        async with QUIC.connect(HOST, port, files.client()) as connection:
             (behind,) = server.connections
             before = behind.quic.get_peer_address()
 
@@ -184,11 +184,11 @@ async def test_a_client_whose_nat_takes_another_port_goes_on(files: Files, verb:
 
 async def test_a_client_that_moves_to_another_port_takes_another_id(files: Files) -> None:
     async with trio.open_nursery() as nursery, serving(files) as server:
-        async with CLIENT.connect(HOST, port_of(server), files.client()) as connection:
+        async with QUIC.connect(HOST, port_of(server), files.client()) as connection:
             assert await moved(connection, "put", 1000) == hash_of(1000)
             (behind,) = server.connections
             async with await open_udp_channel(HOST, port_of(server)) as channel:
-                nursery.start_soon(CLIENT.receive, channel, connection)
+                nursery.start_soon(QUIC._receive, channel, connection)
                 old = behind.quic.host_cid
                 connection.quic.change_connection_id()
                 connection.send = channel.send
@@ -203,13 +203,13 @@ async def test_on_a_wildcard_address_the_asked_one_answers(
     linux_backend: None, files: Files
 ) -> None:
     async with serving(files, host="0.0.0.0") as server:
-        async with CLIENT.connect("127.0.0.2", port_of(server), files.client()) as connection:
+        async with QUIC.connect("127.0.0.2", port_of(server), files.client()) as connection:
             assert await moved(connection, "get", 10_000) == hash_of(10_000)
 
 
 async def test_a_request_that_is_none_resets_its_stream_and_no_more(files: Files) -> None:
     async with serving(files) as server:
-        async with CLIENT.connect(HOST, port_of(server), files.client()) as connection:
+        async with QUIC.connect(HOST, port_of(server), files.client()) as connection:
             for request in (b"FETCH 1\n", b"GET\n", b"GET -1\n", b"PUT 5\nfour", b"x" * 1000):
                 async with connection.open_stream() as stream:
                     await stream.send_all(request)
@@ -230,9 +230,9 @@ async def test_what_a_handler_raises_ends_one_connection(
         await stream.receive_some()
 
     async with serving(files, fail) as server:
-        async with CLIENT.connect(HOST, port_of(server), files.client()) as good:
+        async with QUIC.connect(HOST, port_of(server), files.client()) as good:
             stream = good.open_stream()
-            async with CLIENT.connect(HOST, port_of(server), files.client()) as bad:
+            async with QUIC.connect(HOST, port_of(server), files.client()) as bad:
                 await bad.open_stream().send_all(b"fail")
                 await until(lambda: bad.outcome is not None)
                 assert bad.outcome.error_code == QuicErrorCode.NO_ERROR
@@ -243,7 +243,7 @@ async def test_what_a_handler_raises_ends_one_connection(
 
 async def test_cancelled_in_the_middle_both_sides_say_so(files: Files) -> None:
     async with serving(files) as server:
-        async with CLIENT.connect(HOST, port_of(server), files.client()) as connection:
+        async with QUIC.connect(HOST, port_of(server), files.client()) as connection:
             stream = connection.open_stream()
             await stream.send_all(b"GET %d\n" % (100 * MEGABYTE))
             assert await stream.receive_some()
@@ -251,7 +251,7 @@ async def test_cancelled_in_the_middle_both_sides_say_so(files: Files) -> None:
             assert len(behind.quic._streams[0].sender._buffer) < 10 * MEGABYTE  # and not all of it
         await until(lambda: not server.connections)
         assert behind.outcome.error_code == QuicErrorCode.NO_ERROR
-        async with CLIENT.connect(HOST, port_of(server), files.client()) as connection:
+        async with QUIC.connect(HOST, port_of(server), files.client()) as connection:
             stream = connection.open_stream()
             await stream.send_all(b"GET %d\n" % (100 * MEGABYTE))
             assert await stream.receive_some()
@@ -270,7 +270,7 @@ async def test_at_the_end_the_program_closes_its_connections(
     with program("quic_server", HOST, "0", files.certificate, files.key) as server:
         assert server.stdout is not None
         port = int(server.stdout.readline().removeprefix("serving on port "))
-        async with CLIENT.connect(HOST, port, files.client()) as connection:
+        async with QUIC.connect(HOST, port, files.client()) as connection:
             assert await moved(connection, "put", 1000) == hash_of(1000)
             stream = connection.open_stream()
             await stream.send_all(b"PUT 1000\n")
@@ -302,7 +302,7 @@ def test_the_programs_move_bytes_and_say_why_they_cannot(files: Files) -> None:
 @pytest.mark.parametrize("verb", ["get", "put"])
 async def test_aioquics_own_server_serves_it(files: Files, verb: str) -> None:
     with program_serving("asyncio", files.certificate, files.key) as (_, port):
-        async with CLIENT.connect(HOST, port, files.client()) as connection:
+        async with QUIC.connect(HOST, port, files.client()) as connection:
             assert await moved(connection, verb, MEGABYTE) == hash_of(MEGABYTE)
 
 

@@ -12,7 +12,7 @@ from aioquic.quic.packet import QuicProtocolVersion
 
 from . import ends
 from .benchmarks.quic._certificate import write_certificate
-from .quic_ends import CLIENT, HOST, SERVER, Files, hash_of, moved, port_of, serving, until
+from .quic_ends import HOST, QUIC, SERVER, Files, hash_of, moved, port_of, serving, until
 
 IDS = 9  # of a connection: eight, and the one that its client began with
 
@@ -35,7 +35,7 @@ async def test_garbage_and_forgeries_neither_end_nor_grow_it(
 ) -> None:
     stranger = udp()
     async with serving(files, max_connections=6) as server:
-        async with CLIENT.connect(HOST, port_of(server), files.client()) as connection:
+        async with QUIC.connect(HOST, port_of(server), files.client()) as connection:
             (behind,) = server.connections
             ids = [number for number, other in server.routes.items() if other is behind]
             forged = [b"\x40" + number + os.urandom(40) for number in ids]
@@ -53,7 +53,7 @@ async def test_garbage_and_forgeries_neither_end_nor_grow_it(
             assert behind in server.connections
             assert len(server.routes) <= 3 * IDS
             # Who receives at its address comes in all the same, by the Retry's token.
-            async with CLIENT.connect(HOST, port_of(server), files.client()) as other:
+            async with QUIC.connect(HOST, port_of(server), files.client()) as other:
                 assert await moved(other, "put", 1000) == hash_of(1000)
                 assert other.quic._retry_count == 1
     assert not caplog.records
@@ -61,12 +61,12 @@ async def test_garbage_and_forgeries_neither_end_nor_grow_it(
 
 async def test_a_full_server_takes_nobody_and_then_somebody(files: Files) -> None:
     async with serving(files, max_connections=1) as server:
-        async with CLIENT.connect(HOST, port_of(server), files.client()) as first:
+        async with QUIC.connect(HOST, port_of(server), files.client()) as first:
             async with trio.open_nursery() as nursery:
                 served = trio.Event()
 
                 async def second() -> None:
-                    async with CLIENT.connect(HOST, port_of(server), files.client()) as other:
+                    async with QUIC.connect(HOST, port_of(server), files.client()) as other:
                         assert await moved(other, "get", 100) == hash_of(100)
                         served.set()
 
@@ -106,7 +106,7 @@ async def test_a_stream_that_is_not_read_ends_its_connection(
 ) -> None:
     monkeypatch.setitem(SERVER.Connection.run.__globals__, "MAX_UNREAD", 200_000)
     async with serving(files, sleep) as server:
-        async with CLIENT.connect(HOST, port_of(server), files.client()) as connection:
+        async with QUIC.connect(HOST, port_of(server), files.client()) as connection:
             async with connection.open_stream() as stream:
                 with pytest.raises(trio.BrokenResourceError):
                     while True:
@@ -117,7 +117,7 @@ async def test_a_stream_that_is_not_read_ends_its_connection(
 
 async def test_streams_that_nobody_takes_end_their_connection(files: Files) -> None:
     async with serving(files, sleep) as server:
-        async with CLIENT.connect(HOST, port_of(server), files.client()) as connection:
+        async with QUIC.connect(HOST, port_of(server), files.client()) as connection:
             # Of one way: such a stream is finished when it has come, and makes room for another.
             for _ in range(400):
                 number = connection.quic.get_next_available_stream_id(is_unidirectional=True)

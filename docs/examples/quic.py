@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import math
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, TypeAlias
 
 import trio
 from aioquic.quic import events
+from aioquic.quic.connection import QuicConnection
 from aioquic.quic.packet import QuicErrorCode
 
-from snaptun_trio import Address, PacketBatch, PacketTrain, SendBatchError
+from snaptun_trio import Address, PacketBatch, PacketTrain, SendBatchError, open_udp_channel
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, MutableMapping
 
-    from aioquic.quic.connection import QuicConnection
+    from aioquic.quic.configuration import QuicConfiguration
+
+    from snaptun_trio import UdpChannel
 
 Path: TypeAlias = tuple[Address, str | None]
 """Whom to send to, and from which of our addresses; `None` leaves that to the kernel."""
@@ -25,6 +29,42 @@ MAX_UNREAD = 16 << 20  # bytes that a stream's reader has not taken yet
 CHUNK = 256 << 10  # bytes of a stream that QUIC is given at a time
 TICK = 1e-6  # seconds: at the very time of a timer rounding can make aioquic find nothing due
 LAST_WORDS = 1.0  # seconds that a full socket has to take the CONNECTION_CLOSE
+
+
+@asynccontextmanager
+async def connect(
+    host: str, port: int, configuration: QuicConfiguration
+) -> AsyncGenerator[Connection]:
+    """A connection to a server, closed at the end of the block.
+
+    Raises:
+      ConnectionError: there is none, or the server does not want it; in an exception group, as
+        all that comes out of a nursery.
+    """
+    async with await open_udp_channel(host, port) as channel, trio.open_nursery() as nursery:
+        quic = QuicConnection(configuration=configuration)
+        quic.connect((channel.address, None), now=trio.current_time())
+        connection = Connection(quic, channel.send)
+        nursery.start_soon(connection.run)
+        nursery.start_soon(_receive, channel, connection)
+        await connection.wait_connected()
+        yield connection
+        nursery.cancel_scope.cancel()  # upon which `run` closes it
+
+
+async def _receive(channel: UdpChannel, connection: Connection) -> None:
+    """Feed a connection with all that comes through a channel."""
+    path = channel.address, None
+    heard = False
+    while True:
+        try:
+            batch = await channel.receive()
+        except OSError:  # an ICMP message, which anybody can make up
+            if not heard:
+                raise
+            continue
+        heard = True
+        connection.feed([(packet, path) for packet, _ in batch])
 
 
 class Connection:

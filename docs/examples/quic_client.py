@@ -3,59 +3,13 @@
 from __future__ import annotations
 
 import sys
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
 
 import trio
 from aioquic.quic.configuration import QuicConfiguration
-from aioquic.quic.connection import QuicConnection
-from quic import Connection
+from quic import connect
 from quic_files import get, put
 
-from snaptun_trio import open_udp_channel
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-
-    from snaptun_trio import UdpChannel
-
 ALPN = "files"
-
-
-@asynccontextmanager
-async def connect(
-    host: str, port: int, configuration: QuicConfiguration
-) -> AsyncGenerator[Connection]:
-    """A connection to a server, closed at the end of the block.
-
-    Raises:
-      ConnectionError: there is none, or the server does not want it; in an exception group, as
-        all that comes out of a nursery.
-    """
-    async with await open_udp_channel(host, port) as channel, trio.open_nursery() as nursery:
-        quic = QuicConnection(configuration=configuration)
-        quic.connect((channel.address, None), now=trio.current_time())
-        connection = Connection(quic, channel.send)
-        nursery.start_soon(connection.run)
-        nursery.start_soon(receive, channel, connection)
-        await connection.wait_connected()
-        yield connection
-        nursery.cancel_scope.cancel()  # upon which `run` closes it
-
-
-async def receive(channel: UdpChannel, connection: Connection) -> None:
-    """Feed a connection with all that comes through a channel."""
-    path = channel.address, None
-    heard = False
-    while True:
-        try:
-            batch = await channel.receive()
-        except OSError:  # an ICMP message, which anybody can make up
-            if not heard:
-                raise
-            continue
-        heard = True
-        connection.feed([(packet, path) for packet, _ in batch])
 
 
 async def main(host: str, port: int, authority: str, verb: str, size: int) -> None:

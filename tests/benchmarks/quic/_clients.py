@@ -11,7 +11,8 @@ import time
 
 import trio
 from aioquic.quic.configuration import QuicConfiguration
-from quic_client import ALPN, connect
+from quic import connect
+from quic_client import ALPN
 from quic_files import get, put
 
 
