@@ -23,7 +23,7 @@ from .._sittings import CannotError, Effort
 from ..relays._contenders import HOST, Contender
 from ..relays._running import running
 from . import _loads
-from ._rows import OURS, PUMP, TASKS, TRIO_SOCKET
+from ._rows import NOWAIT, OURS, PUMP, TASKS, TRIO_SOCKET
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -36,6 +36,13 @@ START_SECONDS = 20.0
 TRIES = 5
 A_POLL = 0.005
 WARM_UP = 0.2  # seconds, at most
+
+
+SERVERS = {
+    NOWAIT: "_nowait_server.py",
+    PUMP: "_pump_server.py",
+    TRIO_SOCKET: "_peer_trio_socket.py",
+}
 
 
 @dataclass(frozen=True)
@@ -67,8 +74,8 @@ def command(row: Row, name: str) -> list[str]:
     here = Path(__file__).parent
     if name == OURS:
         return [str(EXAMPLES / f"{row.program}.py")]
-    if name in (PUMP, TRIO_SOCKET):
-        return [str(here / ("_pump_server.py" if name == PUMP else "_peer_trio_socket.py"))]
+    if name in SERVERS:
+        return [str(here / SERVERS[name])]
     if name in TASKS:
         return [str(here / "_peer_protocols.py"), name.partition(",")[0], "dns_server with tasks"]
     return [str(here / "_peer_protocols.py"), name, row.program]
