@@ -235,7 +235,7 @@ class UdpBatchReceiver(Closing, trio.abc.ReceiveChannel[PacketBatch[Address]]):
         return True
 
     def _waits_in(self, scope: trio.CancelScope) -> AbstractContextManager[None]:
-        """For the pump: meanwhile its scope is what `close` cancels to wake it."""
+        """For a loop of ours: meanwhile its scope is what `close` cancels to wake it."""
         return self._waiter.lasting(scope)
 
     @trio.lowlevel.enable_ki_protection

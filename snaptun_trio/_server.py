@@ -148,14 +148,15 @@ class UdpServer:
     @trio.lowlevel.enable_ki_protection
     async def _receive_all(self) -> None:
         busy = False
-        async for batch in self._receiver:
-            await self._hand_out(batch)
-            was_busy, busy = busy, self._receiver._filled or self._is_much(batch)
-            del batch  # or it would keep its slab while the next is waited for
-            # After a full batch comes what was left over, which says nothing of the next one.
-            if not (busy or was_busy):
-                for _ in range(_TURNS_TO_ANSWER):
-                    await trio.lowlevel.checkpoint()
+        with trio.CancelScope() as scope, self._receiver._waits_in(scope):
+            async for batch in self._receiver:
+                await self._hand_out(batch)
+                was_busy, busy = busy, self._receiver._filled or self._is_much(batch)
+                del batch  # or it would keep its slab while the next is waited for
+                # After a full batch comes what was left over, which says nothing of the next one.
+                if not (busy or was_busy):
+                    for _ in range(_TURNS_TO_ANSWER):
+                        await trio.lowlevel.checkpoint()
 
     @trio.lowlevel.enable_ki_protection
     async def _send_what_nobody_waits_for(self) -> None:  # noqa: ASYNC910
