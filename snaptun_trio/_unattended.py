@@ -55,13 +55,17 @@ class Unattended:
             trio.lowlevel.reschedule(task)
         elif not self._attended:
             self._shared.now()
-            if self._queue.datagrams:
-                self._attended = True  # before it runs, or the next call would start another
-                try:
-                    trio.lowlevel.spawn_system_task(self._send_the_rest)
-                except BaseException:
-                    self._attended = False
-                    raise
+            self._leave_the_rest()
+
+    def _leave_the_rest(self) -> None:
+        """Have a task send what is queued, if anything is."""
+        if self._queue.datagrams:
+            self._attended = True  # before it runs, or the next call would start another
+            try:
+                trio.lowlevel.spawn_system_task(self._send_the_rest)
+            except BaseException:
+                self._attended = False
+                raise
 
     # -- the tasks
 
@@ -79,8 +83,11 @@ class Unattended:
                 self._sleeping = trio.lowlevel.current_task()
                 await trio.lowlevel.wait_task_rescheduled(self._abort)
             await self._shared.until_over(self._queue.last_number)
-        finally:
-            self._attended = False
+        except BaseException:
+            self._attended, self._sleeping = False, None
+            self._leave_the_rest()  # whoever had it queued may outlive this task
+            raise
+        self._attended = False
 
     def _abort(self, _: object) -> trio.lowlevel.Abort:
         self._sleeping = None

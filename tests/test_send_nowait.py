@@ -288,6 +288,45 @@ async def test_after_the_server_has_stopped_a_handler_still_sends(packets: list[
     assert (sender.datagrams_sent, sender.datagrams_discarded) == (len(packets) + 2, 0)
 
 
+@EITHER
+@pytest.mark.parametrize("when", ["before", "while it waits for the socket", "in the same turn"])
+async def test_what_is_left_when_the_server_stops_leaves_all_the_same(
+    packets: list[bytes], when: str
+) -> None:
+    full = FullSocket()
+    channels: list[UdpChannel] = []
+    leave = trio.Event()
+
+    async def handler(channel: UdpChannel) -> None:
+        channels.append(channel)
+        await leave.wait()
+
+    async with trio.open_nursery() as handlers:
+        async with trio.open_nursery() as nursery:
+
+            async def serve(*, task_status: trio.TaskStatus[UdpServer]) -> None:
+                await serve_udp(
+                    handler, full.sock, handler_nursery=handlers, task_status=task_status
+                )
+
+            await nursery.start(serve)
+            full.sock.receives.append(ends.batch_of([b"a"], serving.peer(1)))
+            full.sock.wake()
+            await trio.testing.wait_all_tasks_blocked()
+            if when == "in the same turn":
+                nursery.cancel_scope.cancel()
+            channels[0].send_packets_nowait(packets)
+            if when == "while it waits for the socket":
+                await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        await trio.testing.wait_all_tasks_blocked()
+        full.take(100)
+        await trio.testing.wait_all_tasks_blocked()
+        sent = list(full.sent)  # before the last handler returns, which sends what is left
+        leave.set()
+    assert sent == packets
+
+
 # -- a client's
 
 
