@@ -39,15 +39,23 @@ class Unattended:
 
     def put(self, items: list[Item]) -> None:
         """Have some packets sent."""
-        self._shared.check_room()
+        self._make_room()
         self._queue.put_all(items, owned=False)
         self._see_to_it()
 
     def add(self, pending: PendingSend) -> None:
         """Have a batch sent."""
-        self._shared.check_room()
+        self._make_room()
         self._queue.add(pending, Submission(owned=False))
         self._see_to_it()
+
+    def _make_room(self) -> None:
+        with contextlib.suppress(trio.WouldBlock):
+            self._shared.check_room()
+            return
+        # What is in the way may be nobody's any more, of a send that was cancelled: it would stay.
+        self._see_to_it()
+        self._shared.check_room()
 
     def _see_to_it(self) -> None:
         if self._sleeping is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 from typing import TYPE_CHECKING, Any
@@ -177,6 +178,45 @@ async def test_nobody_who_waits_for_room_is_overtaken() -> None:
         full.take(4)
         await trio.testing.wait_all_tasks_blocked()
         assert full.sent == [b"x", b"y", *FEW]
+
+
+@EITHER
+@pytest.mark.parametrize("whose", ["client", "server"])
+async def test_what_a_cancelled_send_left_is_not_in_the_way_for_ever(
+    whose: str, packets: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = ends.numbered(2000, 4)
+    full = FullSocket(remote_address=serving.peer(1) if whose == "client" else None)
+
+    async def opened(*_: object, **__: object) -> ScriptedSocket:
+        await trio.lowlevel.checkpoint()
+        return full.sock
+
+    async def go_on(channel: UdpChannel) -> None:
+        with trio.CancelScope() as scope:
+            trio.lowlevel.spawn_system_task(lambda: cancelling(scope))
+            await channel.send_packets(left)
+        full.take(5000)
+        await trio.testing.wait_all_tasks_blocked()
+        with contextlib.suppress(trio.WouldBlock):  # a server's leave in the next turn
+            channel.send_packets_nowait([b"perhaps"])
+        await trio.testing.wait_all_tasks_blocked()
+        channel.send_packets_nowait(packets)
+        await trio.testing.wait_all_tasks_blocked()
+        assert [one for one in full.sent if one != b"perhaps"] == left + packets
+
+    async def cancelling(scope: trio.CancelScope) -> None:
+        await trio.testing.wait_all_tasks_blocked()
+        scope.cancel()
+
+    if whose == "client":
+        monkeypatch.setattr("snaptun_trio._client.open_udp_socket", opened)
+        async with await open_udp_channel("192.0.2.9", 1) as channel:
+            await go_on(channel)
+    else:
+        async with serving.server(port=full.sock) as served:
+            await served.feed((b"a", serving.peer(1)))
+            await go_on(*served.server.peers)
 
 
 @EITHER
