@@ -210,11 +210,13 @@ class SendQueue:
             self._close_gathering()
         if pending.outgoing.more:
             datagrams = pending.outgoing.content.datagrams
+            # All that needs memory comes before anything is counted, and has its number.
             queued, submitted = self.datagrams + datagrams, self.submitted + datagrams
+            of_submission = submission.submitted + datagrams
             pending.number, following = self._number, self._number + 1
             self._pending.append(pending)
             self.datagrams, self.submitted = queued, submitted
-            submission.submitted += datagrams
+            submission.submitted = of_submission
             self._number = following
 
     def take_back(self, pending: PendingSend) -> None:

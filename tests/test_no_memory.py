@@ -24,6 +24,7 @@ from snaptun_trio import (
     _sender,
 )
 from snaptun_trio._kernel import _portable
+from snaptun_trio._send_queue import Submission
 
 from . import ends, scripted
 from .test_sender import check_law
@@ -123,6 +124,16 @@ async def test_of_a_batch_all_or_nothing_is_queued(
     check_law(sender)
     await sender.flush()
     assert kernel.payloads == [b"before"] * queued
+
+
+def test_a_batch_that_its_submission_cannot_count_is_not_queued(sender: UdpBatchSender) -> None:
+    """Or it would be there without a number, and a server's task try to send it without end."""
+    submission = Submission()
+    submission.submitted = Unaddable(0)
+    with pytest.raises(MemoryError):
+        sender._queue.add(sender._accept(PacketBatch([PacketTrain(b"never", 2, A)])), submission)
+    assert sender.is_empty
+    check_law(sender)
 
 
 @pytest.mark.parametrize("queued", [0, 3])
