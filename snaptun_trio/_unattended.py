@@ -86,8 +86,10 @@ class Unattended:
         """
         self._attended = True
         try:
-            await trio.lowlevel.checkpoint_if_cancelled()
-            if not self._queue.datagrams:
+            if self._queue.datagrams:
+                # Of those who waited for room, say. As many may wait still, and are let in next.
+                await trio.lowlevel.checkpoint()
+            else:
                 self._sleeping = trio.lowlevel.current_task()
                 await trio.lowlevel.wait_task_rescheduled(self._abort)
             await self._shared.until_over(self._queue.last_number)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -178,6 +179,32 @@ async def test_nobody_who_waits_for_room_is_overtaken() -> None:
         full.take(4)
         await trio.testing.wait_all_tasks_blocked()
         assert full.sent == [b"x", b"y", *FEW]
+
+
+async def test_where_many_wait_for_room_the_others_have_their_turn_all_the_same() -> None:
+    full = FullSocket()
+    sent = []
+
+    async def watch() -> None:
+        while len(full.sent) < len(peers) + 1:
+            sent.append(len(full.sent))
+            await trio.lowlevel.checkpoint()
+
+    async with serving.server(port=full.sock) as served:
+        peers = [serving.peer(n) for n in range(500)]
+        await served.feed(*((b"hello", peer) for peer in peers))
+        served.server._sender._shared._most = most = 50
+        channels = served.server.peers
+        channels[0].send_packets_nowait([b"first"])
+        await trio.testing.wait_all_tasks_blocked()
+        for channel in channels:
+            served.nursery.start_soon(channel.send_packet, b"answer")
+        await trio.testing.wait_all_tasks_blocked()
+        served.nursery.start_soon(watch)
+        full.take(1000)
+        await trio.testing.wait_all_tasks_blocked()
+        sent.append(len(full.sent))
+        assert max(after - before for before, after in itertools.pairwise(sent)) <= 2 * most
 
 
 @EITHER
