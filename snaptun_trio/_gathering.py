@@ -78,6 +78,10 @@ class Gathering:
         self._nobody_waits_for.update(places)
         return self.refusals_of(places) if self.refused else []
 
+    def own(self, places: Iterable[int]) -> None:
+        """Undo `disown`, also where memory lacked in the middle of it."""
+        self._nobody_waits_for.difference_update(places)
+
     def refusals_of(self, places: Iterable[int]) -> list[SendFailure]:
         """What some were refused with."""
         refused = self.refused or {}

@@ -190,6 +190,7 @@ class SendQueue:
                 gathering.disown(places)
             except BaseException:
                 del gathering.items[place:]
+                gathering.own(places)  # or the next ones here would be nobody's
                 raise
         self._gathering = gathering
         self.datagrams, self.submitted = queued, submitted

@@ -111,6 +111,25 @@ def test_what_cannot_be_marked_as_nobodys_is_not_queued(
     assert kernel.payloads == [b"after"]
 
 
+async def test_what_was_half_marked_as_nobodys_marks_nothing_that_comes_after_it(
+    sender: UdpBatchSender, kernel: scripted.ScriptedKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half(gathering: _gathering.Gathering, places: range) -> NoReturn:
+        disown(gathering, places[:2])
+        raise MemoryError
+
+    disown = _gathering.Gathering.disown
+    sender.try_queue_packet(b"before", A)
+    with monkeypatch.context() as patch:
+        patch.setattr(_gathering.Gathering, "disown", half)
+        with pytest.raises(MemoryError):
+            item = (b"never", 5, A, sender._queue.name(A), None)
+            sender._queue.put_all([item] * 3, owned=False)
+    kernel.sends += [1, -errno.EACCES, -errno.EACCES]
+    with pytest.raises(PermissionError):
+        await sender.send_packet(b"refused", A)
+
+
 @pytest.mark.parametrize("queued", [0, 3])
 async def test_of_a_batch_all_or_nothing_is_queued(
     sender: UdpBatchSender, kernel: scripted.ScriptedKernel, queued: int
