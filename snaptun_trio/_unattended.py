@@ -59,8 +59,8 @@ class Unattended:
 
     def _see_to_it(self) -> None:
         if self._sleeping is not None:
-            task, self._sleeping = self._sleeping, None
-            trio.lowlevel.reschedule(task)
+            trio.lowlevel.reschedule(self._sleeping)
+            self._sleeping = None  # not before: without memory for that, the next call wakes it
         elif not self._attended:
             self._shared.now()
             self._leave_the_rest()

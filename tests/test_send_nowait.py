@@ -6,7 +6,7 @@ import contextlib
 import errno
 import itertools
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 import trio
@@ -205,6 +205,24 @@ async def test_where_many_wait_for_room_the_others_have_their_turn_all_the_same(
         await trio.testing.wait_all_tasks_blocked()
         sent.append(len(full.sent))
         assert max(after - before for before, after in itertools.pairwise(sent)) <= 2 * most
+
+
+async def test_the_task_that_there_was_no_memory_to_wake_is_woken_by_the_next_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_memory(_: object) -> NoReturn:
+        raise MemoryError
+
+    sock = ScriptedSocket()
+    async with serving.server(port=sock) as served:
+        await served.feed((b"a", serving.peer(1)))
+        (channel,) = served.server.peers
+        with monkeypatch.context() as patch, pytest.raises(MemoryError):
+            patch.setattr(trio.lowlevel, "reschedule", no_memory)
+            channel.send_packets_nowait([b"one"])
+        channel.send_packets_nowait([b"two"])
+        await trio.testing.wait_all_tasks_blocked()
+        assert [packet for packet, _ in sock.sent] == [b"one", b"two"]
 
 
 @EITHER
