@@ -479,6 +479,20 @@ async def test_through_an_impaired_sender_which_has_no_address() -> None:
     assert sock.sent == [(packet, None) for packet in (FEW[0], FEW[0], FEW[1], FEW[1])]
 
 
+async def test_an_impaired_sender_tells_no_refusal_and_what_it_does_not_take_leaves() -> None:
+    full = FullSocket(remote_address=serving.peer(1))
+    sender = UdpBatchSender(full.sock)
+    channel = impair(sender)
+    channel.send_packets_nowait(FEW)
+    await trio.testing.wait_all_tasks_blocked()
+    full.take(len(FEW))
+    await trio.testing.wait_all_tasks_blocked()
+    assert full.sent == FEW
+    full.sock.answer = lambda *_: errno.EPERM
+    channel.send_packets_nowait(FEW)
+    assert dict(sender.statistics().failures) == {errno.EPERM: len(FEW)}
+
+
 async def test_through_an_impaired_channel_that_is_full() -> None:
     full = FullSocket()
     async with serving.server(port=full.sock) as served:

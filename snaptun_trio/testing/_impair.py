@@ -114,7 +114,7 @@ class ImpairedChannel(UdpChannel):
         if self._delay:
             self._channel._post(batch, iter(delays))
         elif isinstance(self._channel, UdpBatchSender):
-            self._channel.send_nowait(batch)
+            self._channel._unattended.add(self._channel._accept(batch))
         else:
             self._channel.send_packets_nowait(packet for packet, _ in batch)
 
