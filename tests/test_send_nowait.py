@@ -181,6 +181,20 @@ async def test_nobody_who_waits_for_room_is_overtaken() -> None:
         assert full.sent == [b"x", b"y", *FEW]
 
 
+async def test_what_is_queued_while_the_servers_task_waits_for_the_socket_leaves_too() -> None:
+    full = FullSocket()
+    async with serving.server(port=full.sock) as served:
+        await served.feed((b"a", serving.peer(1)))
+        (channel,) = served.server.peers
+        channel.send_packets_nowait([b"one"])
+        await trio.testing.wait_all_tasks_blocked()
+        channel.send_packets_nowait([b"two"])
+        for _ in range(2):
+            full.take(1)
+            await trio.testing.wait_all_tasks_blocked()
+        assert full.sent == [b"one", b"two"]
+
+
 async def test_where_many_wait_for_room_the_others_have_their_turn_all_the_same() -> None:
     full = FullSocket()
     sent = []
@@ -442,12 +456,15 @@ async def test_what_a_clients_socket_does_not_take_leaves_when_it_does(
             full.take(room)
             await trio.testing.wait_all_tasks_blocked()
         assert full.sent == [*FEW, b"more"]
+        full.room = 1
+        channel.send_packets_nowait([b"at once again"])
+        assert full.sent == [*FEW, b"more", b"at once again"]
         channel.send_packets_nowait([b"never"])
         await trio.testing.wait_all_tasks_blocked()
     await trio.testing.wait_all_tasks_blocked()
     counted = channel.statistics().sender
     assert counted is not None
-    assert (counted.datagrams_sent, counted.datagrams_discarded) == (3, 1)
+    assert (counted.datagrams_sent, counted.datagrams_discarded) == (4, 1)
 
 
 async def test_a_clients_refusal_is_counted(udp: ends.MakeSocket) -> None:
