@@ -426,6 +426,22 @@ async def test_what_is_left_when_the_server_stops_leaves_all_the_same(
     assert sent == packets
 
 
+@EITHER
+async def test_it_leaves_from_the_address_that_was_asked(
+    packets: list[bytes], udp: ends.MakeSocket
+) -> None:
+    async def answer(channel: UdpChannel) -> None:
+        async for _ in channel:
+            channel.send_packets_nowait(packets)
+
+    sock = udp()
+    async with serving.server(answer, host="0.0.0.0") as served:
+        asked = "127.0.0.2", served.address[1]
+        sock.sendto(b"a", asked)
+        await served.until(lambda seen: seen.sender.datagrams_sent == len(packets))
+    assert {sock.recvfrom(100)[1] for _ in packets} == {asked}
+
+
 # -- a client's
 
 
