@@ -21,6 +21,7 @@ from ._train import payloads_of
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from ._errors import SendFailure
     from ._statistics import ReceiverStatistics, SenderStatistics
     from ._train import Address, Packet
 
@@ -238,7 +239,11 @@ class UdpChannel(Closing, trio.abc.Channel[PacketBatch]):
     def _learn_from(self, error: SendBatchError) -> None:
         """Some of what was sent was refused."""
         self._refused(error)
-        for failure in error.failures:
+        self._learn_sizes(error.failures)
+
+    def _learn_sizes(self, failures: Iterable[SendFailure]) -> None:
+        """These were refused, some for being too long perhaps."""
+        for failure in failures:
             if failure.error.errno == errno.EMSGSIZE:
                 self._learn_size(min(failure.train.segment_size, failure.train.nbytes))
 

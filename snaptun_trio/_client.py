@@ -71,7 +71,7 @@ class ClientChannel(UdpChannel):
     def _send_packets_nowait(self, packets: list[bytes]) -> None:
         sender = self._sender
         sender._unattended.add(sender._accept(packed_for(None, packets)))
-        sender._take_unclaimed()  # it has counted them
+        self._learn_sizes(sender._take_unclaimed())
 
     async def _send_packet(self, packet: Packet) -> None:
         await self._sender.send_packet(packet, None)

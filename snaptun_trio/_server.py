@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
     from ._channel import UdpChannel
+    from ._errors import SendFailure
     from ._peer_table import Eviction
     from ._receiver import UdpBatchReceiver
     from ._sender import UdpBatchSender
@@ -165,9 +166,16 @@ class UdpServer:
             while True:
                 await sender._unattended.attend()
                 for failure in sender._take_unclaimed():
-                    error, address = failure.error, failure.train.address
-                    message = "an answer could not be sent: %s; it was for %s"
-                    self._rare_log.warn(error.errno or 0, message, error, address)
+                    self._note_untold(failure)
+
+    def _note_untold(self, failure: SendFailure) -> None:
+        """Something could not be sent for which no handler waits."""
+        error, address = failure.error, failure.train.address
+        peer = None if address is None else self._table.get(address)
+        if peer is not None:
+            peer._learn_sizes([failure])
+        message = "an answer could not be sent: %s; it was for %s"
+        self._rare_log.warn(error.errno or 0, message, error, address)
 
     def _is_much(self, batch: PacketBatch) -> bool:
         """Whether thrice as much might not fit the kernel's buffer."""

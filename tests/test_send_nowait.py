@@ -301,6 +301,18 @@ async def test_a_refusal_is_counted_and_logged_and_ends_nobody(
         check_law(served.server._sender)
 
 
+async def test_the_mtu_learns_from_a_refusal_that_nobody_was_told_of() -> None:
+    sock = ScriptedSocket()
+    sock.answer = lambda packets, _: errno.EMSGSIZE if len(packets[0]) > 1000 else 0
+    async with serving.server(port=sock) as served:
+        await served.feed((b"a", serving.peer(1)), (b"b", serving.peer(2)))
+        one, other = served.server.peers
+        before = other.mtu
+        one.send_packets_nowait([bytes(1001)])
+        await trio.testing.wait_all_tasks_blocked()
+        assert (one.mtu, other.mtu) == (1000, before)
+
+
 async def test_it_is_never_another_ones_refusal() -> None:
     sock = ScriptedSocket()
     sock.answer = lambda _, address: errno.EPERM if address == serving.peer(1) else 0
@@ -453,17 +465,28 @@ async def test_a_client_sends_at_once(packets: list[bytes], udp: ends.MakeSocket
         assert [sock.recv(100) for _ in packets] == packets
 
 
-async def test_what_a_clients_socket_does_not_take_leaves_when_it_does(
-    udp: ends.MakeSocket, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    full = FullSocket(remote_address=serving.peer(1))
-
+async def client_of(sock: ScriptedSocket, monkeypatch: pytest.MonkeyPatch) -> UdpChannel:
     async def opened(*_: object, **__: object) -> ScriptedSocket:
         await trio.lowlevel.checkpoint()
-        return full.sock
+        return sock
 
     monkeypatch.setattr("snaptun_trio._client.open_udp_socket", opened)
-    async with await open_udp_channel("192.0.2.9", 1) as channel:
+    return await open_udp_channel("192.0.2.9", 1)
+
+
+async def test_a_clients_mtu_learns_from_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    sock = ScriptedSocket(remote_address=serving.peer(1))
+    sock.answer = lambda packets, _: errno.EMSGSIZE if len(packets[0]) > 1000 else 0
+    async with await client_of(sock, monkeypatch) as channel:
+        channel.send_packets_nowait([bytes(1001), b"x"])
+        assert channel.mtu == 1000
+
+
+async def test_what_a_clients_socket_does_not_take_leaves_when_it_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    full = FullSocket(remote_address=serving.peer(1))
+    async with await client_of(full.sock, monkeypatch) as channel:
         channel.send_packets_nowait(FEW)
         await trio.testing.wait_all_tasks_blocked()
         channel.send_packets_nowait([b"more"])
