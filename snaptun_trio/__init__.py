@@ -26,6 +26,7 @@ from ._pump import BatchPump
 from ._receiver import UdpBatchReceiver
 from ._receiver_group import UdpReceiverGroup
 from ._relay import UdpRelay
+from ._relay_client import RelayClient
 from ._relay_statistics import RelayFlow, RelayStatistics, RelayTarget
 from ._sender import UdpBatchSender
 from ._serve import serve_udp
@@ -62,6 +63,7 @@ __all__ = [
     "ReceiverFailedError",
     "ReceiverGroupError",
     "ReceiverStatistics",
+    "RelayClient",
     "RelayFlow",
     "RelayStatistics",
     "RelayTarget",

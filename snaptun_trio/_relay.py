@@ -14,6 +14,7 @@ import trio
 from ._expiry import check_seconds
 from ._groups import raise_single
 from ._kernel._sockets import check_socket, close_socket, descriptor_limits, open_connected
+from ._relay_functions import RelayFunctions
 from ._relay_in_process import RelayInProcess
 from ._relay_settings import RelaySettings
 from ._relay_sums import nothing
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from ._kernel._interface import Socket
+    from ._relay_functions import OnError, RelayFunction
     from ._relay_statistics import RelayStatistics
     from ._sockets import Local
     from ._train import Address
@@ -68,6 +70,12 @@ class UdpRelay:
     shed. At most 1024 sessions are begun at once, and ``session_rate`` a second; what goes beyond
     is shed too.
 
+    **A protocol** goes into ``from_client`` and ``from_target``: what they return goes on, as whole
+    batches, and costs no task for each client. They cannot wait; `RelayClient.answer` sends to the
+    client itself, and `RelayClient.close` ends its session. A client that is shed is never seen by
+    them, and the last answers of a session are, however it ends. If one raises, the relay sends
+    what others have returned, gives up the rest, as ``"closed"``, and calls none any more.
+
     **The end.** `stop`, and `drain` which waits for it, turns new clients away, lets the sessions
     go on until each was answered and nothing has come for 0.1 seconds, at most for ``grace``, and
     ends `run`. Cancelling `run` ends it at once. Either way what the kernel has received by then is
@@ -79,6 +87,15 @@ class UdpRelay:
         that a client's first datagram came to.
       targets: ``(host, port)`` of each, at least one, and none twice. Names are resolved when it
         begins; two that turn out to be one address are one target.
+      from_client: a plain function that is called with what one client sent in one batch, and the
+        `RelayClient`. It returns the batch that goes on to the client's target, whoever its trains
+        are addressed to, or `None` for nothing. Anything else is a `TypeError`. An exception ends
+        the relay, unless there is ``on_error``.
+      from_target: the same for what a client's target answered, which comes addressed to the
+        client; what it returns goes to the client.
+      on_error: a plain function that is called with the exception and the `RelayClient` when one of
+        them raises; what it was called with is dropped then, and the relay goes on. What it raises
+        itself ends the relay.
       duplicate: send everything to every target.
       max_sessions: by default 70 % of the descriptors that the process may have, and at most as
         many as it may ever have (the hard RLIMIT_NOFILE). It may be smaller in fact: each session
@@ -100,7 +117,8 @@ class UdpRelay:
 
     Raises:
       TypeError, ValueError: an argument has the wrong type, a number is out of its range, or a
-        target is given twice.
+        target is given twice; a function is async; there are functions together with ``duplicate``,
+        which has no sessions, or with ``workers``, which are other processes.
     """
 
     def __init__(
@@ -108,6 +126,9 @@ class UdpRelay:
         local: Local | trio.socket.SocketType | socket.socket,
         targets: Iterable[Address],
         *,
+        from_client: RelayFunction | None = None,
+        from_target: RelayFunction | None = None,
+        on_error: OnError | None = None,
         duplicate: bool = False,
         max_sessions: int | None = None,
         session_rate: int = 8192,
@@ -124,6 +145,12 @@ class UdpRelay:
         check_int("workers", workers, 0, _MOST_WORKERS)
         if workers and sys.platform == "win32":
             raise ValueError("workers: a socket cannot be handed to a process on Windows")
+        functions = RelayFunctions(from_client, from_target, on_error)
+        self._functions = functions if functions.any else None
+        if functions.any and duplicate:
+            raise ValueError("duplicate: there are no sessions, and so no functions")
+        if functions.any and workers:
+            raise ValueError("workers: a function cannot be handed to a process")
         if max_sessions is not None:
             check_int("max_sessions", max_sessions, 1, 2**31)
             # Each has a descriptor. The soft limit does not count: a program may raise it later.
@@ -192,6 +219,7 @@ class UdpRelay:
           task_status: ``await nursery.start(relay.run)`` returns the relay once it can be sent to.
 
         Raises:
+          Exception: what a function raised, unless ``on_error`` was asked.
           OSError: a name is not known, the address cannot be bound, or there is no way to a target;
             or the clients' socket failed.
           RuntimeError: it has begun before.
@@ -295,5 +323,5 @@ class UdpRelay:
 
     def _begin(self, sockets: Sequence[Socket]) -> RelayInProcess | RelayWorkers:
         if not self._worker_count:
-            return RelayInProcess(sockets[0], self._targets, self._settings)
+            return RelayInProcess(sockets[0], self._targets, self._settings, self._functions)
         return RelayWorkers(sockets, self._targets, self._settings)

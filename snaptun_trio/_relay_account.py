@@ -63,6 +63,14 @@ class FlowAccount:
         """Something was received, and will not be sent."""
         self._dropped[reason] += datagrams
 
+    def handled(self, came: int, went: int, drops: FlowAccount | TargetAccount) -> None:
+        """A function made so many datagrams of what came; fewer count as dropped in ``drops``."""
+        self.handing_out += went - came
+        if went > came:
+            self.added += went - came
+        elif went < came:
+            drops.drop("handler", came - went)
+
     def note_error(self, number: int) -> None:
         """A socket told of an error about an earlier datagram."""
         self._errors[number] += 1

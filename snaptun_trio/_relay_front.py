@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -16,15 +17,17 @@ from ._kernel._sockets import is_wildcard, switched_off
 from ._pool import PacketBufPool
 from ._receiver import UdpBatchReceiver
 from ._relay_copies import RelayCopies
+from ._relay_protocol import ProtocolSessions
 from ._relay_sessions import RelaySessions
 from ._sender import UdpBatchSender
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from ._kernel._interface import Socket
     from ._kernel._poller import Poller
     from ._relay_account import FlowAccount
+    from ._relay_functions import RelayFunctions
     from ._relay_settings import RelaySettings
     from ._train import Address
 
@@ -47,6 +50,7 @@ class RelayFront:
       sock: what clients send to. It is not closed here.
       targets: where to.
       settings: what was asked for.
+      functions: the program's, where there are any.
       max_sessions: how many there may be, whether that was asked for or not.
       to_targets, to_clients: the accounts.
 
@@ -59,6 +63,7 @@ class RelayFront:
         sock: Socket,
         targets: Sequence[Address],
         settings: RelaySettings,
+        functions: RelayFunctions | None = None,
         *,
         max_sessions: int,
         to_targets: FlowAccount,
@@ -87,7 +92,10 @@ class RelayFront:
                     to_clients=to_clients,
                 )
             else:
-                self.forwarding = RelaySessions(
+                kind: Callable[..., RelaySessions] = RelaySessions
+                if functions is not None:
+                    kind = partial(ProtocolSessions, functions)
+                self.forwarding = kind(
                     self.sender,
                     fan,
                     self._poller,

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ._kernel._interface import Socket
+    from ._relay_functions import RelayFunctions
     from ._relay_settings import RelaySettings
     from ._relay_statistics import RelayStatistics
     from ._sender import UdpBatchSender
@@ -41,19 +42,28 @@ class RelayInProcess:
       sock: what clients send to. It is not closed here.
       targets: where to.
       settings: what was asked for.
+      functions: the program's, where there are any.
 
     Raises:
       OSError: there is no socket, or no way, to a target, with ``duplicate``.
     """
 
-    def __init__(self, sock: Socket, targets: Sequence[Address], settings: RelaySettings) -> None:
+    def __init__(
+        self,
+        sock: Socket,
+        targets: Sequence[Address],
+        settings: RelaySettings,
+        functions: RelayFunctions | None = None,
+    ) -> None:
         most = settings.max_sessions
         self._stop, self._grace = trio.Event(), settings.grace
         self._to_targets, self._to_clients = FlowAccount(), FlowAccount()
+        self._functions = functions
         self._front = RelayFront(
             sock,
             targets,
             settings,
+            functions,
             max_sessions=sessions_for(descriptor_limits().now) if most is None else most,
             to_targets=self._to_targets,
             to_clients=self._to_clients,
@@ -75,14 +85,17 @@ class RelayInProcess:
           begun: called once it can be sent to.
 
         Raises:
+          Exception: what a function raised.
           OSError, trio.ClosedResourceError: the clients' socket has failed, or was closed.
         """
-        front = self._front
+        front, functions = self._front, self._functions
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(front.move)
                 nursery.start_soon(front.expire)
                 nursery.start_soon(front.notice_closing)
+                if functions is not None:
+                    nursery.start_soon(functions.watch)
                 begun()
                 await self._stop.wait()
                 await self._until_quiet()
@@ -90,6 +103,8 @@ class RelayInProcess:
         finally:
             with trio.CancelScope(shield=True):
                 await front.finish()
+            if functions is not None:
+                functions.raise_failure()  # of the last batches
 
     def statistics(self) -> RelayStatistics:
         """A snapshot, also when it has ended."""

@@ -14,6 +14,7 @@ import trio
 from ._batch import PacketBatch, batch_of, first_train, messages_of
 from ._expiry import let_go_of_the_silent
 from ._kernel import _errnos
+from ._messages import PER_TRAIN_ADDRESS
 from ._openings import Openings
 from ._peer_table import PeerTable
 from ._rare_log import RareLog
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from ._kernel._sockets import SocketOptions
     from ._messages import Messages
     from ._relay_account import FlowAccount
+    from ._relay_client import RelayClient
     from ._sender import UdpBatchSender
     from ._train import Address, Way
 
@@ -53,15 +55,23 @@ class RelaySession(Upstream):
       noted_until: when it has to be noted again that it is in use.
       unanswered: whether the client was the last to send something.
       buffers_dropped: what the kernel had dropped from its socket when it was asked last.
+      way: from which address of ours answers leave.
+      client, asked: see `_relay_protocol`, which alone has them.
     """
 
-    __slots__ = ("buffers_dropped", "established", "last_heard", "noted_until", "unanswered")
+    __slots__ = (
+        *("asked", "buffers_dropped", "client", "established"),
+        *("last_heard", "noted_until", "unanswered", "way"),
+    )
 
+    asked: bool
     buffers_dropped: int
+    client: RelayClient
     last_heard: float
     established: bool
     noted_until: float
     unanswered: bool
+    way: Way | None
 
 
 class RelaySessions:
@@ -233,6 +243,7 @@ class RelaySessions:
             return None
         session.last_heard, session.noted_until = now, now + self._grain
         session.buffers_dropped = 0
+        session.way = way
         session.established = first.datagrams > 1
         self._table.add(session)
         self.counts.created += 1
@@ -253,8 +264,7 @@ class RelaySessions:
                 found += messages.datagrams
                 self._to_clients.received(served, messages)
                 self._to_clients.handing_out += messages.datagrams
-                send_or_drop(self._front, messages, self._to_clients)
-                self._to_clients.handing_out -= messages.datagrams
+                self._pass_back(messages)
             for session in ready[:served]:
                 session.unanswered = False
                 if now > session.noted_until:
@@ -267,6 +277,12 @@ class RelaySessions:
                     self.counts.failed += self._close(ready[served - 1])
             ready = ready[served:]
         return found
+
+    def _pass_back(self, messages: Messages) -> None:
+        """Send answers to the clients that they are for."""
+        outgoing = self._front._io.outgoing(messages, PER_TRAIN_ADDRESS)
+        send_or_drop(self._front, outgoing, self._to_clients)
+        self._to_clients.handing_out -= messages.datagrams
 
     # -- the end of sessions
 
@@ -295,7 +311,7 @@ class RelaySessions:
         Returns whether it was there to be closed: its socket may fail meanwhile.
         """
         for _ in range(_LAST_CALLS):
-            if not self.answer([session]) or self._table.get(session.address) is not session:
+            if self._table.get(session.address) is not session or not self.answer([session]):
                 break
         return self._close(session)
 
@@ -313,4 +329,5 @@ class RelaySessions:
     def close(self) -> None:
         """Close everything, after a last look for answers."""
         for session in list(self._table):
-            self.counts.closed += self._let_go(session)
+            gone = self._let_go(session)
+            self.counts.closed += gone  # not before: others may be closed meanwhile

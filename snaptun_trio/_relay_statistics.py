@@ -29,7 +29,8 @@ class RelayFlow:
     bytes_in: int
     """Their payload bytes."""
     datagrams_added: int
-    """With ``duplicate``, the copies beyond the first of each; else 0."""
+    """With ``duplicate``, the copies beyond the first of each. With functions, what these returned
+    beyond what they were given, and what `RelayClient.answer` was given. Else 0."""
     datagrams_out: int
     """Datagrams that the kernel took."""
     bytes_out: int
@@ -37,7 +38,7 @@ class RelayFlow:
     datagrams_waiting: int
     """Datagrams that wait for the socket, or are being handed out at this moment."""
     dropped: Mapping[str, int]
-    """Datagrams that were received and not sent, by reason.
+    """Datagrams that were received, or added, and not sent, by reason.
 
     ``"table full"``
         of new clients, for whom there was no room;
@@ -49,8 +50,11 @@ class RelayFlow:
         of new clients, after `UdpRelay.stop`;
     ``"socket full"``
         the socket that they were for took no more: the target, or the way to it, is too slow;
+    ``"handler"``
+        what ``from_client`` or ``from_target`` did not return, or raised at;
     ``"closed"``
         still being handed out when the relay ended, or the clients' socket was closed by somebody;
+        what a `RelayClient` was to be answered whose session had ended;
     ``"answer"``
         with ``duplicate``, what targets sent back;
     ``"EMSGSIZE"`` and the like
@@ -120,7 +124,7 @@ class RelayStatistics:
     sessions_failed: int
     """Sessions that ended because the system reported an error of their socket as a whole."""
     sessions_closed: int
-    """Sessions that were there when the relay ended."""
+    """Sessions that were there when the relay ended, or that `RelayClient.close` ended."""
     sessions_shed: int
     """Times that a new client was turned away; ``to_targets.dropped`` says why."""
     to_targets: RelayFlow

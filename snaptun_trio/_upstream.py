@@ -109,9 +109,8 @@ def send_each(
         upstreams, batches = upstreams[served:], batches[served:]
 
 
-def send_or_drop(sender: UdpBatchSender, messages: Messages, account: FlowAccount) -> None:
+def send_or_drop(sender: UdpBatchSender, outgoing: Outgoing, account: FlowAccount) -> None:
     """Send to each message's own address, as far as the socket takes it now."""
-    outgoing = sender._io.outgoing(messages, PER_TRAIN_ADDRESS)
     refused = sender._io.send(outgoing, _WORK_A_CALL)
     if refused or outgoing.more:
         send_rest(sender, outgoing, PER_TRAIN_ADDRESS, refused, account)

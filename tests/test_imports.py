@@ -160,7 +160,12 @@ def test_the_group_knows_no_sender_and_the_poller_no_receiver() -> None:
 def test_the_parts_of_a_relay_know_what_is_below_them_only() -> None:
     assert imported_by("_rendezvous") <= {"_train"}
     assert imported_by("_openings") == set()
-    for part in ("_relay_sessions", "_relay_copies", "_upstream"):
+    assert imported_by("_relay_client") == {"_batch", "_messages", "_train"}
+    assert imported_by("_relay_functions") <= {
+        *("_batch", "_brief", "_messages", "_plain", "_relay_client", "_train"),
+    }
+    assert "_relay_functions" not in reached_from("_relay_sessions")
+    for part in ("_relay_sessions", "_relay_copies", "_relay_protocol", "_upstream"):
         assert not {"_relay", "_relay_front"} & reached_from(part)
     assert "_peer_table" not in reached_from("_upstream")
     assert "_relay" not in reached_from("_relay_front")

@@ -23,6 +23,13 @@ if TYPE_CHECKING:
 HERE = ("127.0.0.1", 0)
 THERE = [("127.0.0.1", 9)]
 
+
+async def late(*_: object) -> None: ...
+
+
+def plain(*_: object) -> None: ...
+
+
 WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"local": "127.0.0.1"}, TypeError, "a socket, an address"),
     ({"local": 1.5}, TypeError, "a socket, an address"),
@@ -62,6 +69,16 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"send_buffer": 2**30}, ValueError, "send_buffer"),
     ({"send_buffer": None}, TypeError, "send_buffer"),
     ({"fragment": None}, TypeError, "fragment"),
+    ({"from_client": late}, TypeError, "^from_client is a plain function, not an async one"),
+    ({"from_target": late}, TypeError, "^from_target is a plain function, not an async one"),
+    ({"from_client": plain, "on_error": late}, TypeError, "^on_error is a plain function, not an"),
+    ({"from_client": b"x"}, TypeError, "^from_client is a plain function, not b'x'"),
+    ({"from_target": 1}, TypeError, "^from_target is a plain function, not 1"),
+    ({"on_error": plain}, ValueError, "^on_error is asked when a function raises, and there is no"),
+    ({"from_client": plain, "workers": 1}, ValueError, "^workers: a function cannot be handed to"),
+    ({"from_target": plain, "workers": 1}, ValueError, "^workers: a function cannot be handed to"),
+    ({"from_client": plain, "duplicate": True}, ValueError, "^duplicate: there are no sessions"),
+    ({"from_target": plain, "duplicate": True}, ValueError, "^duplicate: there are no sessions"),
 ]
 
 

@@ -28,6 +28,7 @@ from snaptun_trio import (
     ReceiverFailedError,
     ReceiverGroupError,
     ReceiverStatistics,
+    RelayClient,
     RelayFlow,
     RelayStatistics,
     RelayTarget,
@@ -154,6 +155,25 @@ async def relay_to_a_server() -> None:
                 question = await UdpBatchReceiver(server).receive()  # from the session's socket
                 await UdpBatchSender(server).send(question)
                 assert await client.receive_packet() == b"hello"
+            relay.stop()
+
+
+async def relay_that_answers_pings() -> None:
+    def from_client(batch: PacketBatch[Address], client: RelayClient) -> PacketBatch:
+        client.answer([packet for packet, _ in batch if packet == b"ping"])
+        return PacketBatch.pack(pair for pair in batch if pair[0] != b"ping")
+
+    async with trio.open_nursery() as nursery:
+        with await open_udp_socket(("127.0.0.1", 0)) as server:
+            targets = [server.getsockname()]
+            relay = UdpRelay(("127.0.0.1", 0), targets, from_client=from_client)
+            await nursery.start(relay.run)
+            async with await open_udp_channel(*relay.local_address[:2]) as client:
+                await client.send_packets([b"ping", b"hello"])
+                assert await client.receive_packet() == b"ping"
+                assert [packet for packet, _ in await UdpBatchReceiver(server).receive()] == [
+                    b"hello"
+                ]
             relay.stop()
 
 

@@ -165,9 +165,17 @@ class LinuxFan(Fan):
 
     def send(self, links: Sequence[Link], batches: list[Messages], budget: int) -> Sent:
         rows = [batch for batch in batches if isinstance(batch, _rows.Rows)]
-        if len(rows) < len(batches):  # they came in cut
-            return super().send(links, batches, budget)
+        if len(rows) < len(batches):  # they came in cut, or a program made them
+            rows = list(map(self._rows_for, links, batches))
         handles = [link.handle for link in links]
         segments = MAX_SEGMENTS if self.gso else 0
         sent = _rows.send_each(rows, handles, budget, segments, self._family)
         return Sent(*sent[:4], [*sent[4]])
+
+    @staticmethod
+    def _rows_for(link: Link, messages: Messages) -> _rows.Rows:
+        """Rows for whom a link is connected to."""
+        if isinstance(messages, _rows.Rows):
+            return messages
+        assert isinstance(link.io, LinuxIO)
+        return link.io._rows_of(messages, None)
