@@ -79,12 +79,14 @@ class RelayClient:
           ValueError: a packet is over 65 527 bytes, which no UDP datagram can hold. Nothing is
             sent.
         """
-        batch = packets
-        if not isinstance(batch, PacketBatch):
-            batch = packed_for(self._address, _taken(batch))
-        messages = messages_of(batch)[0]
-        if messages.count:
-            self._sessions.send_back(self, messages)
+        if isinstance(packets, PacketBatch):
+            batch: PacketBatch = packets
+        elif payloads := _taken(packets):
+            batch = packed_for(self._address, payloads)
+        else:
+            return
+        if batch:
+            self._sessions.send_back(self, messages_of(batch)[0])
 
     @trio.lowlevel.enable_ki_protection
     def close(self) -> None:

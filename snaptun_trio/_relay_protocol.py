@@ -140,8 +140,7 @@ class ProtocolSessions(RelaySessions):
         try:
             if self._depth == 1:
                 while self._to_end:
-                    gone = self._let_go(self._to_end.pop(0))
-                    self.counts.closed += gone  # not before: others may be closed meanwhile
+                    self.counts.closed += self._let_go(self._to_end.pop(0))
                 self._flush()
         finally:
             self._depth -= 1

@@ -526,6 +526,33 @@ async def test_bye_ends_a_session_once_its_last_datagrams_went(udp: ends.MakeSoc
     assert relays.laws(relay).sessions_closed == 2
 
 
+@pytest.mark.parametrize("from_target", [same, add, None])
+async def test_what_a_function_answers_leaves_before_what_comes_after(
+    udp: ends.MakeSocket,
+    from_target: Any,  # noqa: ANN401
+) -> None:
+    """The target's last answer comes while the function is called."""
+    target, client = udp(), udp()
+    addresses: list[Address] = []
+
+    def from_client(batch: Batch, client: RelayClient) -> PacketBatch:
+        if addresses:
+            target.sendto(b"last", addresses[0])
+            client.close()
+            client.answer([b"bye"])
+        return batch
+
+    functions: Any = {"from_client": from_client, "from_target": from_target}
+    async with relays.running([target], **functions) as relay:
+        stage = relays.Stage(relay, [client])
+        await stage.send(0, b"hello")
+        addresses += [address for _, address in await relays.receive(target, 1)]
+        await stage.send(0, b"bye")
+        last = b"Dlast" if from_target is add else b"last"
+        assert await relays.payloads(client, 2) == [b"bye", last]
+        assert relays.laws(relay).sessions_closed == 1
+
+
 @pytest.mark.parametrize("way", ["from_client", "from_target"])
 async def test_each_function_may_end_every_session(udp: ends.MakeSocket, way: str) -> None:
     """While those of others are still to be handed out, and read."""
@@ -561,6 +588,34 @@ async def test_each_function_may_end_every_session(udp: ends.MakeSocket, way: st
         assert not told.to_targets.dropped
         for client in clients:
             assert await relays.payloads(client, 1) == [b"end"]
+
+
+async def test_sessions_that_end_one_another_as_the_relay_ends_are_counted_once(
+    udp: ends.MakeSocket,
+) -> None:
+    target, clients = udp(), [udp() for _ in range(4)]
+    known: list[RelayClient] = []
+
+    def from_client(batch: Batch, client: RelayClient) -> PacketBatch:
+        known.append(client)
+        return batch
+
+    def from_target(batch: Batch, client: RelayClient) -> PacketBatch:
+        for one in known:
+            if one is not client:
+                one.close()
+        return batch
+
+    async with relays.running([target], from_client=from_client, from_target=from_target) as relay:
+        stage = relays.Stage(relay, clients)
+        for number in range(4):
+            await stage.send(number, b"x")
+        await trio.testing.wait_all_tasks_blocked()
+        for packet, address in relays.waiting(target):
+            target.sendto(packet, address)
+    assert relays.laws(relay).sessions_closed == 4
+    for client in clients:
+        assert [packet for packet, _ in relays.waiting(client)] == [b"x"]
 
 
 async def test_a_session_that_is_closed_from_a_task_ends_at_once(udp: ends.MakeSocket) -> None:
