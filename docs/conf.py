@@ -115,7 +115,10 @@ def description_in_the_class(name: str) -> list[str]:
 
 
 # Programs are given these, and make none.
-MADE_BY_OTHERS = {"UdpServer", "UdpChannel", "IncomingChannel", "MemoryChannel", "ImpairedChannel"}
+MADE_BY_OTHERS = {
+    *("UdpServer", "UdpChannel", "IncomingChannel", "MemoryChannel", "ImpairedChannel"),
+    "RelayClient",
+}
 PUMP_TYPES = {
     "Handler": "Callable[[PacketBatch], PacketBatch | None]",
     "OnError": "Callable[[Exception, PacketBatch], object]",
@@ -125,6 +128,10 @@ SERVER_TYPES = {
     "Admit": "Callable[[Address, PacketBatch[Address]], bool]",
     "OnError": "Callable[[Exception, UdpChannel], object]",
     "Eviction": "Literal['strangers', 'oldest', 'nobody']",
+}
+RELAY_TYPES = {
+    "RelayFunction": "Callable[[PacketBatch[Address], RelayClient], PacketBatch | None]",
+    "OnError": "Callable[[Exception, RelayClient], object]",
 }
 
 
@@ -144,8 +151,8 @@ def readable_signature(
         part = part.replace("tuple[str, int] | tuple[str, int, int, int]", "Address")
         part = part.replace("AsyncIterator[BatchPump]", "BatchPump")
         part = re.sub(r"\bLocal\b", "tuple[str | None, int] | Address | int | None", part)
-        serves = name.endswith(".serve_udp")
-        for alias, meaning in (SERVER_TYPES if serves else PUMP_TYPES).items():
+        own = {"serve_udp": SERVER_TYPES, "UdpRelay": RELAY_TYPES}
+        for alias, meaning in own.get(name.rpartition(".")[2], PUMP_TYPES).items():
             part = re.sub(rf"\b{alias}\b", meaning, part)
         return part
 

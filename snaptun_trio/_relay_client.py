@@ -36,18 +36,18 @@ class RelayClient:
     It stands for one session: every call for the same session has the same object, and a client
     that comes back after its session has ended is another one. It is hashable, compared by
     identity, and may be kept.
-
-    Attributes:
-      state: the program's own, `None` at first. It goes with the object, which the relay lets go of
-        when the session ends, however that comes about.
     """
 
     __slots__ = ("__weakref__", "_address", "_sessions", "_target", "state")
 
+    state: Any
+    """The program's own, `None` at first. It goes with the object, which the relay lets go of when
+    the session ends, however that comes about."""
+
     def __init__(self, address: Address, target: Address, sessions: Sessions) -> None:
         self._address, self._target = address, target
         self._sessions = sessions
-        self.state: Any = None
+        self.state = None
 
     def __repr__(self) -> str:
         return f"<RelayClient {self._address}, to {self._target}>"

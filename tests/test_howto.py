@@ -39,6 +39,8 @@ CHECKED_BY = {
         "cpus.py",
         "own_loop.py",
         "protocol_relay.py",
+        "relay_client.py",
+        "relay_functions.py",
         "sizes.py",
         "supervisor.py",
         "watch.py",
@@ -70,6 +72,9 @@ RUN = {
     "python sizes.py": (PROGRAMS, 'program("howto/sizes"'),
     "python supervisor.py": (PROGRAMS, 'program("howto/supervisor"'),
     "python protocol_relay.py": (PROGRAMS, 'program("howto/protocol_relay"'),
+    "python relay_functions.py": (PROGRAMS, 'program("howto/relay_functions"'),
+    "python relay_client.py": (PROGRAMS, 'program("howto/relay_client"'),
+    "python echo_server.py": (PROGRAMS, 'program("echo_server"'),
     "python ask_many.py": (PROGRAMS, 'program("howto/ask_many"'),
 }
 NOT_RUN = ("systemctl ", "docker ", "podman ", "kubectl ", "ethtool ", "dropwatch", "sysctl ")

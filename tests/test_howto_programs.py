@@ -23,6 +23,8 @@ from .examples import example, program
 
 if TYPE_CHECKING:
     import subprocess
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from snaptun_trio import Address, UdpServer
@@ -73,10 +75,21 @@ def test_a_loop_of_its_own_answers_from_the_address_that_was_asked(host: str) ->
         assert ask(host, port, b"hello") == b"HELLO"
 
 
-def test_a_relay_with_a_protocol_relays_what_is_data(udp: ends.MakeSocket) -> None:
+def by_functions(*arguments: str) -> AbstractContextManager[subprocess.Popen[str]]:
+    return program("howto/relay_functions", *arguments)
+
+
+def by_tasks(*arguments: str) -> AbstractContextManager[subprocess.Popen[str]]:
+    return program("howto/protocol_relay", *arguments)
+
+
+@pytest.mark.parametrize("start", [by_functions, by_tasks])
+def test_a_relay_with_a_protocol_relays_what_is_data(
+    udp: ends.MakeSocket, start: Callable[..., AbstractContextManager[subprocess.Popen[str]]]
+) -> None:
     target = udp()
     host, its_port = target.getsockname()
-    with program("howto/protocol_relay", "0", host, str(its_port)) as relay:
+    with start("0", host, str(its_port)) as relay:
         port = int(first_line(relay, r"relaying on port (\d+)\n")[1])
         clients = [udp(), udp()]
         for number, client in enumerate(clients):
@@ -110,6 +123,19 @@ def test_a_relay_with_a_protocol_relays_what_is_data(udp: ends.MakeSocket) -> No
             clients[0].send(b"Danybody?")
         clients[0].send(b"Pstill there?")
         assert relaying.receive(clients[0])[0] == b"Pstill there?"
+
+
+@pytest.mark.parametrize("start", [by_functions, by_tasks])
+def test_a_client_talks_through_a_relay_with_a_protocol(
+    start: Callable[..., AbstractContextManager[subprocess.Popen[str]]],
+) -> None:
+    with program("echo_server", "0") as server:
+        target = first_line(server, r"echoing on port (\d+)\n")[1]
+        with start("0", "127.0.0.1", target) as relay:
+            port = first_line(relay, r"relaying on port (\d+)\n")[1]
+            with program("howto/relay_client", "127.0.0.1", port, "hello") as client:
+                out, err = client.communicate(timeout=ends.PATIENCE)
+    assert (out, err) == ("Pare you there?\nDhello\n", "")
 
 
 def flaky(answered: list[bytes]) -> Any:  # noqa: ANN401
