@@ -18,9 +18,9 @@ import pytest
 from .benchmarks._sittings import Effort
 from .benchmarks._traffic import open_socket
 from .benchmarks.relays import __main__ as command
-from .benchmarks.relays._contenders import CONTENDERS, Contender, from_option
+from .benchmarks.relays._contenders import CONTENDERS, WITH_A_PROTOCOL, Contender, from_option
 from .benchmarks.relays._load import Plan, build, open_ends
-from .benchmarks.relays._measuring import measure
+from .benchmarks.relays._measuring import measure, wait_until_ready
 from .benchmarks.relays._rows import PACED, Row, Shape
 from .benchmarks.relays._running import running
 
@@ -193,6 +193,21 @@ def test_why_a_relay_cannot_be_measured_is_said_and_ends_nothing_else(
     assert "No such file" in measured.cannot["absent"]
     assert measured.cannot["ending"] == "it ended with 1: not today"
     assert not measured.sittings
+
+
+@pytest.mark.parametrize("contender", WITH_A_PROTOCOL, ids=lambda contender: contender.name)
+def test_a_relay_with_a_protocol_gives_back_what_was_sent(
+    library: ctypes.CDLL, contender: Contender
+) -> None:
+    reason = contender.missing()
+    if reason is not None:
+        pytest.skip(reason)
+    with open_ends(library) as ends, running(contender, ends.far_port) as relay:
+        wait_until_ready(ends, relay)
+        plan = Plan(clients=3, window=4, most_trains=60, checks=True, patience=PATIENCE)
+        counts = ends.run(relay.port, 1, plan)
+        relay.check_alive()
+    assert (counts.echoed, counts.returned, counts.wrong) == (60, 60, 0)
 
 
 @pytest.mark.slow

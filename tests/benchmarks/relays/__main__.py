@@ -15,7 +15,7 @@ from .._options import add_outputs, add_selection, fill_in, make_parser, progres
 from .._sittings import Effort
 from .._traffic import raise_file_limit
 from . import _report
-from ._contenders import OURS, choose, from_option, versions
+from ._contenders import CONTENDERS, OURS, WITH_A_PROTOCOL, choose, from_option, versions
 from ._load import build, open_ends
 from ._measuring import measure
 from ._rows import NEW_CLIENTS, ROWS, Row
@@ -49,6 +49,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--only", action="append", metavar="NAME", help="only this relay; may be repeated"
     )
+    parser.add_argument(
+        "--protocol",
+        action="store_true",
+        help="relays with a protocol in place of the plain ones: they add a byte, and take it off",
+    )
     add_outputs(parser)
     return fill_in(parser.parse_args(arguments), rounds=(5, 2), ms=(500, 100))
 
@@ -74,7 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ImportError as error:
         print(f"Nothing is measured: {error}")
         return 0
-    contenders, left_out = choose(options.relay)
+    contenders, left_out = choose(
+        options.relay, WITH_A_PROTOCOL if options.protocol else CONTENDERS
+    )
     if options.only:
         contenders = [each for each in contenders if each.name in options.only]
     machine = {**_machine.describe(), **versions(contenders)}

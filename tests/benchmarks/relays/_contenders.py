@@ -146,6 +146,11 @@ def python(program: str, *options: str) -> Callable[[str, str, Path], Sequence[s
     return command
 
 
+def protocols(loop: str, kind: str, missing: Callable[[], str | None]) -> Contender:
+    """The relay of asyncio protocols."""
+    return Contender(loop, python("_peer_protocols.py", loop, kind), missing)
+
+
 def missing_ours() -> str | None:
     """The command came after the library."""
     done = subprocess.run(
@@ -180,9 +185,15 @@ CONTENDERS = (
     Contender(OURS, ours, missing_ours),
     Contender("nginx", nginx, missing_nginx),
     Contender("socat", socat, missing_socat),
-    Contender("asyncio", python("_peer_protocols.py", "asyncio"), lambda: None),
-    Contender("uvloop", python("_peer_protocols.py", "uvloop"), lambda: missing_module("uvloop")),
+    protocols("asyncio", "plain", lambda: None),
+    protocols("uvloop", "plain", lambda: missing_module("uvloop")),
     Contender("trio.socket", python("_peer_trio_socket.py"), lambda: None),
+)
+# Those that add a byte to what clients send, and take one off what comes back.
+WITH_A_PROTOCOL = (
+    Contender(OURS, python("_ours_protocol.py"), lambda: None),
+    protocols("asyncio", "header", lambda: None),
+    protocols("uvloop", "header", lambda: missing_module("uvloop")),
 )
 
 
@@ -200,13 +211,15 @@ def versions(contenders: Sequence[Contender]) -> dict[str, str]:
     return found
 
 
-def choose(extra: Sequence[Contender] = ()) -> tuple[list[Contender], list[str]]:
+def choose(
+    extra: Sequence[Contender] = (), among: Sequence[Contender] = CONTENDERS
+) -> tuple[list[Contender], list[str]]:
     """Those that can take part here, and a line for each that cannot.
 
     One of the user's takes the place of ours if it is called so.
     """
     names = {contender.name for contender in extra}
-    everyone = [*extra, *(each for each in CONTENDERS if each.name not in names)]
+    everyone = [*extra, *(each for each in among if each.name not in names)]
     reasons = {contender: contender.missing() for contender in everyone}
     return (
         [contender for contender, reason in reasons.items() if reason is None],

@@ -1,7 +1,8 @@
 # A relay of asyncio protocols, on asyncio's own loop or uvloop's: a program by itself.
 #
-# A transport for each client, as everybody writes it. It knows nothing of the benchmark.
-# `python _peer_protocols.py LOOP LISTEN_PORT TARGET_PORT`
+# A transport for each client, as everybody writes it. With a header it adds a byte to what clients
+# send and takes one off what comes back. It knows nothing of the benchmark.
+# `python _peer_protocols.py LOOP plain|header LISTEN_PORT TARGET_PORT`
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 HOST = "127.0.0.1"
+HEADER = b"D"
 Client: TypeAlias = tuple[str | Any, int]
 
 
@@ -28,8 +30,18 @@ class Link(asyncio.DatagramProtocol):
         self._front.sendto(data, self._client)
 
 
+class HeaderLink(Link):
+    """One that takes a byte off."""
+
+    def datagram_received(self, data: bytes, addr: Client) -> None:
+        """An answer."""
+        self._front.sendto(data[1:], self._client)
+
+
 class Front(asyncio.DatagramProtocol):
     """The side of the clients."""
+
+    _link = Link
 
     def __init__(self, target: tuple[str, int]) -> None:
         self._target = target
@@ -56,19 +68,33 @@ class Front(asyncio.DatagramProtocol):
 
     async def _open(self, client: Client) -> None:
         link, _ = await asyncio.get_running_loop().create_datagram_endpoint(
-            lambda: Link(self._transport, client), remote_addr=self._target
+            lambda: self._link(self._transport, client), remote_addr=self._target
         )
         self._links[client] = link
         for data in self._early.pop(client):
             link.sendto(data)
 
 
-async def relay(listen: tuple[str, int], target: tuple[str, int]) -> None:
+class HeaderFront(Front):
+    """One that adds a byte."""
+
+    _link = HeaderLink
+
+    def datagram_received(self, data: bytes, addr: Client) -> None:
+        """A client's datagram."""
+        link = self._links.get(addr)
+        if link is not None:
+            link.sendto(HEADER + data)
+        else:
+            super().datagram_received(HEADER + data, addr)
+
+
+async def relay(kind: type[Front], listen: tuple[str, int], target: tuple[str, int]) -> None:
     """Relay until SIGTERM."""
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, ended.set)
-    front, _ = await loop.create_datagram_endpoint(lambda: Front(target), local_addr=listen)
+    front, _ = await loop.create_datagram_endpoint(lambda: kind(target), local_addr=listen)
     await ended.wait()
     front.close()
 
@@ -87,4 +113,5 @@ if __name__ == "__main__":
     # whose transport asks for 256 KiB a datagram, would look much slower than it mostly is.
     bytearray(1 << 19)
     with asyncio.Runner(loop_factory=loop_factory(sys.argv[1])) as runner:
-        runner.run(relay((HOST, int(sys.argv[2])), (HOST, int(sys.argv[3]))))
+        front_of = {"plain": Front, "header": HeaderFront}[sys.argv[2]]
+        runner.run(relay(front_of, (HOST, int(sys.argv[3])), (HOST, int(sys.argv[4]))))
