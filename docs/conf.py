@@ -130,7 +130,8 @@ SERVER_TYPES = {
     "Eviction": "Literal['strangers', 'oldest', 'nobody']",
 }
 RELAY_TYPES = {
-    "RelayFunction": "Callable[[PacketBatch[Address], RelayClient], PacketBatch | None]",
+    "RelayFunction": "Callable[[PacketBatch[Address], RelayClient], "
+    "PacketBatch | Iterable[Packet] | None]",
     "OnError": "Callable[[Exception, RelayClient], object]",
 }
 

@@ -88,9 +88,9 @@ class UdpRelay:
       targets: ``(host, port)`` of each, at least one, and none twice. Names are resolved when it
         begins; two that turn out to be one address are one target.
       from_client: a plain function that is called with what one client sent in one batch, and the
-        `RelayClient`. It returns the batch that goes on to the client's target, whoever its trains
-        are addressed to, or `None` for nothing. Anything else is a `TypeError`. An exception ends
-        the relay, unless there is ``on_error``.
+        `RelayClient`. It returns what goes on to the client's target: a batch, whoever its trains
+        are addressed to, or the packets, any iterable of them, or `None` for nothing. Anything else
+        is a `TypeError`. An exception ends the relay, unless there is ``on_error``.
       from_target: the same for what a client's target answered, which comes addressed to the
         client; what it returns goes to the client.
       on_error: a plain function that is called with the exception and the `RelayClient` when one of

@@ -6,23 +6,30 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import trio
 
-from ._batch import PacketBatch, batch_of, messages_of
+from ._batch import PacketBatch, batch_of, messages_of, packed_for
 from ._brief import brief
+from ._coalesce import MAX_PAYLOAD_IPV6
+from ._messages import TrainMessages
 from ._plain import check_plain, check_result
+from ._train import payloads_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ._messages import Messages
     from ._relay_client import RelayClient
-    from ._train import Address
+    from ._train import Address, Packet
 
-    RelayFunction: TypeAlias = Callable[[PacketBatch[Address], RelayClient], PacketBatch | None]
+    Returned: TypeAlias = PacketBatch | Iterable[Packet] | None
+    RelayFunction: TypeAlias = Callable[[PacketBatch[Address], RelayClient], Returned]
     OnError: TypeAlias = Callable[[Exception, RelayClient], object]
+
+_NO_PACKETS = (str, bytes, bytearray, memoryview)  # but one, or text
 
 
 class RelayFunctions:
@@ -68,13 +75,12 @@ class RelayFunctions:
         """What is to go on of what came, `None` for nothing. It raises nothing."""
         try:
             result = _call(function, batch_of(came), client)
-            if result is None:
-                return None
             if isinstance(result, PacketBatch):
                 messages = messages_of(result)[0]
                 return messages if messages.count else None
-            check_result(name, result)
-            raise TypeError(f"{name} returns a PacketBatch or None, not {brief(result, 80)}")
+            if result is None:
+                return None
+            return _packed(name, result, client)
         except BaseException as error:
             failure = self._asked(error, client)
             if failure is not None:
@@ -108,7 +114,24 @@ class RelayFunctions:
         self.raise_failure()
 
 
+def _packed(name: str, result: object, client: RelayClient) -> Messages | None:
+    """The packets that a function returned, whoever they are for."""
+    if type(result) is list and len(result) == 1:  # as where each asks and waits: what is usual
+        packet = result[0]
+        if type(packet) is bytes and len(packet) <= MAX_PAYLOAD_IPV6:
+            return TrainMessages([packet], [len(packet)], [None])
+    # To ask whether something is iterable costs as much as all the rest.
+    if type(result) is not list and (
+        isinstance(result, _NO_PACKETS) or not isinstance(result, Iterable)
+    ):
+        check_result(name, result)
+        told = brief(result, 80)
+        raise TypeError(f"{name} returns a PacketBatch, the packets or None, not {told}")
+    packets: list[bytes] = _call(payloads_of, result)
+    return messages_of(packed_for(client.address, packets))[0] if packets else None
+
+
 @trio.lowlevel.disable_ki_protection
-def _call(function: Callable[..., object], *arguments: object) -> object:
-    """The function is the program's: Control-C interrupts it."""
+def _call(function: Callable[..., Any], *arguments: object) -> Any:  # noqa: ANN401
+    """The function is the program's, and so is an iterable: Control-C interrupts it."""
     return function(*arguments)

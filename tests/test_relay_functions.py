@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
@@ -24,6 +24,9 @@ from snaptun_trio import (
 )
 
 from . import ends, relays
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -277,13 +280,45 @@ async def test_batches_may_be_kept(udp: ends.MakeSocket) -> None:
 # -- what does not, and what is beyond it
 
 
-@pytest.mark.parametrize("what", [None, PacketBatch([])])
+RETURNED: list[Callable[[list[bytes]], Any]] = [
+    lambda packets: PacketBatch.pack([(packet, NOWHERE) for packet in packets]),
+    lambda packets: packets,
+    tuple,
+    iter,
+    lambda packets: [memoryview(packet) for packet in packets],
+    lambda packets: [bytearray(packet) for packet in packets],
+]
+
+
+@pytest.mark.parametrize("returned", RETURNED)
+@pytest.mark.parametrize("count", [1, 3])
+async def test_packets_may_be_returned_in_any_way(
+    udp: ends.MakeSocket, returned: Callable[[list[bytes]], Any], count: int
+) -> None:
+    target, client = udp(), udp()
+    packets = [b"one", b"two", b"a longer one"][:count]
+
+    def make(batch: Batch, client: RelayClient) -> Any:  # noqa: ANN401
+        return returned(packets)
+
+    async with relays.running([target], from_client=make, from_target=make) as relay:
+        client.sendto(b"x", relay.local_address)
+        came = await relays.receive(target, count)
+        assert [packet for packet, _ in came] == packets
+        target.sendto(b"y", came[0][1])
+        assert await relays.payloads(client, count) == packets
+        told = relays.laws(relay)
+        assert told.to_targets.datagrams_added == told.to_clients.datagrams_added == count - 1
+
+
+@pytest.mark.parametrize("what", [None, PacketBatch([]), [], ()])
 async def test_what_a_function_keeps_is_counted(
-    udp: ends.MakeSocket, what: PacketBatch | None
+    udp: ends.MakeSocket,
+    what: Any,  # noqa: ANN401
 ) -> None:
     target, client = udp(), udp()
 
-    def keep(batch: Batch, client: RelayClient) -> PacketBatch | None:
+    def keep(batch: Batch, client: RelayClient) -> Any:  # noqa: ANN401
         return what if b"keep" in packets_of(batch) else batch
 
     async with relays.running([target], from_client=keep, from_target=keep) as relay:

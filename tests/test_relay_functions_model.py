@@ -103,18 +103,18 @@ class Model:
 
     # -- the functions
 
-    def from_client(self, batch: Batch, client: RelayClient) -> PacketBatch | None:
+    def from_client(self, batch: Batch, client: RelayClient) -> PacketBatch | list[bytes] | None:
         self.known[client] = None
         return self.count("to_targets", batch, client, self.at_targets.setdefault(client, []))
 
-    def from_target(self, batch: Batch, client: RelayClient) -> PacketBatch | None:
+    def from_target(self, batch: Batch, client: RelayClient) -> PacketBatch | list[bytes] | None:
         assert client in self.known
         number = self.numbers[client.address]
         return self.count("to_clients", batch, client, self.at_clients[number])
 
     def count(
         self, way: str, batch: Batch, client: RelayClient, arrives: list[bytes]
-    ) -> PacketBatch | None:
+    ) -> PacketBatch | list[bytes] | None:
         self.came[way] += len(batch)
         made: list[bytes] | None = []
         try:
@@ -127,7 +127,9 @@ class Model:
             arrives += [packet for packet, _ in batch]
             return batch
         arrives += made
-        return PacketBatch.pack([(packet, None) for packet in made]) if made else None
+        if not made or self.packets % 2:
+            return made
+        return PacketBatch.pack([(packet, None) for packet in made])
 
     def made_of(self, batch: Batch, client: RelayClient) -> list[bytes] | None:
         made: list[bytes] = []

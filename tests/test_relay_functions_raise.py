@@ -112,9 +112,13 @@ async def test_an_exception_ends_the_relay_and_all_is_accounted_for(
 
 
 WRONG: list[tuple[object, str]] = [
-    (b"bytes", "NAME returns a PacketBatch or None, not b'bytes'"),
-    ([b"x"], r"NAME returns a PacketBatch or None, not \[b'x'\]"),
-    (True, "NAME returns a PacketBatch or None, not True"),
+    (b"bytes", "NAME returns a PacketBatch, the packets or None, not b'bytes'"),
+    (bytearray(b"x"), r"NAME returns a PacketBatch, the packets or None, not bytearray\(b'x'\)"),
+    ("text", "NAME returns a PacketBatch, the packets or None, not 'text'"),
+    (True, "NAME returns a PacketBatch, the packets or None, not True"),
+    ([1], "a packet is a bytes-like object, not 1"),
+    ([b"x", "y"], "a packet is a bytes-like object, not 'y'"),
+    ((None,), "a packet is a bytes-like object, not None"),
 ]
 
 
@@ -126,6 +130,15 @@ async def test_a_wrong_result_is_named(
     wrong: Any = lambda batch, client: result  # noqa: E731
     with pytest.raises(TypeError, match=f"^{told.replace('NAME', way)}$"):
         await one_round(udp, **{way: wrong})
+
+
+@pytest.mark.parametrize("count", [1, 2])
+async def test_a_packet_that_no_datagram_can_hold_is_told_of(
+    udp: ends.MakeSocket, count: int
+) -> None:
+    wrong: Any = lambda batch, client: [bytes(65_528)] * count  # noqa: E731
+    with pytest.raises(ValueError, match="65528 bytes is larger than any UDP datagram"):
+        await one_round(udp, from_client=wrong)
 
 
 @pytest.mark.parametrize("way", ["from_client", "from_target"])
@@ -211,7 +224,7 @@ async def test_on_error_is_asked_about_a_wrong_result_too(udp: ends.MakeSocket) 
     async with relays.running([target], from_client=wrong, on_error=note) as relay:
         client.sendto(b"question", relay.local_address)
         assert await relays.payloads(client, 1) == [b"x"]
-    assert asked == ["from_client returns a PacketBatch or None, not b'bytes'"]
+    assert asked == ["from_client returns a PacketBatch, the packets or None, not b'bytes'"]
 
 
 async def test_what_on_error_raises_ends_the_relay(udp: ends.MakeSocket) -> None:

@@ -12,18 +12,18 @@ from snaptun_trio import Address, PacketBatch, RelayClient, UdpRelay
 DATA, PING, BYE = b"D", b"P", b"B"  # the first byte of what clients send
 
 
-def from_client(batch: PacketBatch[Address], client: RelayClient) -> PacketBatch:
+def from_client(batch: PacketBatch[Address], client: RelayClient) -> list[bytes]:
     """What goes to the target of what one client sent."""
     packets = [packet for packet, _ in batch]
     client.answer([packet for packet in packets if packet[:1] == PING])
     if BYE in packets:
         client.close()
-    return PacketBatch.pack((packet[1:], None) for packet in packets if packet[:1] == DATA)
+    return [packet[1:] for packet in packets if packet[:1] == DATA]
 
 
-def from_target(batch: PacketBatch[Address], client: RelayClient) -> PacketBatch:
+def from_target(batch: PacketBatch[Address], client: RelayClient) -> list[bytes]:
     """What goes to the client of what its target answered."""
-    return PacketBatch.pack((DATA + packet, None) for packet, _ in batch)
+    return [DATA + packet for packet, _ in batch]
 
 
 def note(error: Exception, client: RelayClient) -> None:

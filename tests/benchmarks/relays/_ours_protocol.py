@@ -15,14 +15,14 @@ HOST = "127.0.0.1"
 HEADER = b"D"
 
 
-def add(batch: PacketBatch[Address], client: RelayClient) -> PacketBatch:
+def add(batch: PacketBatch[Address], client: RelayClient) -> list[bytes]:
     """To the target."""
-    return PacketBatch.pack([(HEADER + packet, None) for packet, _ in batch])
+    return [HEADER + packet for packet, _ in batch]
 
 
-def strip(batch: PacketBatch[Address], client: RelayClient) -> PacketBatch:
+def strip(batch: PacketBatch[Address], client: RelayClient) -> list[bytes]:
     """To the client."""
-    return PacketBatch.pack([(packet[1:], None) for packet, _ in batch])
+    return [packet[1:] for packet, _ in batch]
 
 
 async def relay(listen: int, target: int) -> None:
