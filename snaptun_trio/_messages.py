@@ -144,6 +144,18 @@ class TrainMessages:
             self.datagrams = sum(map(datagram_count, lengths, segment_sizes))
 
     @classmethod
+    def of_packet(cls, packet: bytes) -> TrainMessages:
+        """A single datagram for the connected peer, at half the price."""
+        one = cls.__new__(cls)
+        size = len(packet)
+        one.payloads, one.segment_sizes, one.addresses = [packet], [size], [None]
+        one.losses = one._trains = None
+        one.plain = True
+        one.count = one.datagrams = 1
+        one.nbytes = size
+        return one
+
+    @classmethod
     def of_trains(
         cls, trains: tuple[PacketTrain, ...], losses: ReceiveLosses | None = None
     ) -> TrainMessages:

@@ -75,6 +75,10 @@ class RelayFunctions:
         """What is to go on of what came, `None` for nothing. It raises nothing."""
         try:
             result = _call(function, batch_of(came), client)
+            if type(result) is list and len(result) == 1:  # as where each asks and waits
+                packet = result[0]
+                if type(packet) is bytes and len(packet) <= MAX_PAYLOAD_IPV6:
+                    return TrainMessages.of_packet(packet)
             if isinstance(result, PacketBatch):
                 messages = messages_of(result)[0]
                 return messages if messages.count else None
@@ -116,10 +120,6 @@ class RelayFunctions:
 
 def _packed(name: str, result: object, client: RelayClient) -> Messages | None:
     """The packets that a function returned, whoever they are for."""
-    if type(result) is list and len(result) == 1:  # as where each asks and waits: what is usual
-        packet = result[0]
-        if type(packet) is bytes and len(packet) <= MAX_PAYLOAD_IPV6:
-            return TrainMessages([packet], [len(packet)], [None])
     # To ask whether something is iterable costs as much as all the rest.
     if type(result) is not list and (
         isinstance(result, _NO_PACKETS) or not isinstance(result, Iterable)

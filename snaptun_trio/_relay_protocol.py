@@ -185,12 +185,20 @@ class ProtocolSessions(RelaySessions):
         ways: list[Way | None] = []
         for session, messages in collected:
             made = TrainMessages.of(messages)
+            count = made.count
+            if count == 1 and made.plain:  # as where each asks and waits
+                payloads.append(made.payloads[0])
+                sizes.append(made.segment_sizes[0])
+                addresses.append(session.address)
+                names.append(session.name)
+                ways.append(session.way)
+                continue
             payloads += made.payloads
             sizes += made.segment_sizes
-            addresses += [session.address] * made.count
-            names += [session.name] * made.count
+            addresses += [session.address] * count
+            names += [session.name] * count
             if made.plain:
-                ways += [session.way] * made.count
+                ways += [session.way] * count
             else:
                 _, host, interface = session.way or (None, None, None)
                 ways += [(train.ecn, host, interface) for train in made.trains()]

@@ -22,6 +22,7 @@ from snaptun_trio import (
     UdpBatchSender,
     UdpRelay,
 )
+from snaptun_trio._messages import TrainMessages
 
 from . import ends, relays
 
@@ -291,12 +292,12 @@ RETURNED: list[Callable[[list[bytes]], Any]] = [
 
 
 @pytest.mark.parametrize("returned", RETURNED)
-@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("packets", [[b""], [b"one"], [b"one", b"two", b"", b"a longer one"]])
 async def test_packets_may_be_returned_in_any_way(
-    udp: ends.MakeSocket, returned: Callable[[list[bytes]], Any], count: int
+    udp: ends.MakeSocket, returned: Callable[[list[bytes]], Any], packets: list[bytes]
 ) -> None:
     target, client = udp(), udp()
-    packets = [b"one", b"two", b"a longer one"][:count]
+    count = len(packets)
 
     def make(batch: Batch, client: RelayClient) -> Any:  # noqa: ANN401
         return returned(packets)
@@ -801,3 +802,9 @@ async def test_statistics_add_up_when_a_function_looks(udp: ends.MakeSocket) -> 
             client.sendto(b"question", relay.local_address)
         await relays.until(relay, lambda seen: seen.to_clients.datagrams_out == 12)
     assert looked == [(0, 4), (0, 5), (0, 6), (3, 1), (3, 2), (3, 3)]
+
+
+@pytest.mark.parametrize("packet", [b"", b"x", bytes(1200)])
+def test_a_packet_that_is_made_ready_at_half_the_price_is_the_same(packet: bytes) -> None:
+    found, usual = TrainMessages.of_packet(packet), TrainMessages([packet], [len(packet)], [None])
+    assert vars(found) == vars(usual)

@@ -177,5 +177,9 @@ class LinuxFan(Fan):
         """Rows for whom a link is connected to."""
         if isinstance(messages, _rows.Rows):
             return messages
+        if isinstance(messages, TrainMessages) and messages.plain:  # nearly always, and it is cheap
+            nobody: list[bytes | None] = [None] * messages.count
+            columns = messages.payloads, messages.segment_sizes, nobody, None, messages.addresses
+            return _rows.rows(*columns)
         assert isinstance(link.io, LinuxIO)
         return link.io._rows_of(messages, None)
