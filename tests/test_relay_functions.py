@@ -807,4 +807,5 @@ async def test_statistics_add_up_when_a_function_looks(udp: ends.MakeSocket) -> 
 @pytest.mark.parametrize("packet", [b"", b"x", bytes(1200)])
 def test_a_packet_that_is_made_ready_at_half_the_price_is_the_same(packet: bytes) -> None:
     found, usual = TrainMessages.of_packet(packet), TrainMessages([packet], [len(packet)], [None])
-    assert vars(found) == vars(usual)
+    for name in TrainMessages.__slots__:
+        assert getattr(found, name) == getattr(usual, name), name
