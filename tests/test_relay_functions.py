@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -717,6 +719,32 @@ async def test_state_is_the_programs_and_goes_with_the_session(udp: ends.MakeSoc
         for _ in range(4):
             await stage.send(0, b"x")
     assert counted == [1, 2, 3, 1]
+
+
+async def test_a_client_is_gone_when_its_session_is(udp: ends.MakeSocket) -> None:
+    """And nothing waits for the garbage collector."""
+    target, client = udp(), udp()
+    known: list[weakref.ref[RelayClient]] = []
+
+    def from_client(batch: Batch, client: RelayClient) -> PacketBatch:
+        known.append(weakref.ref(client))
+        client.answer(batch)
+        if b"bye" in packets_of(batch):
+            client.close()
+        return batch
+
+    gc.collect()
+    gc.disable()
+    try:
+        async with relays.running([target], from_client=from_client) as relay:
+            stage = relays.Stage(relay, [client])
+            await stage.send(0, b"hello")
+            assert known[0]() is not None
+            await stage.send(0, b"bye")
+            await trio.testing.wait_all_tasks_blocked()
+            assert known[0]() is None
+    finally:
+        gc.enable()
 
 
 # -- stop, and the end

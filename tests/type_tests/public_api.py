@@ -27,12 +27,14 @@ from snaptun_trio import (
     ReceiverFailedError,
     ReceiverGroupError,
     ReceiverStatistics,
+    RelayClient,
     SendBatchError,
     SenderStatistics,
     SendFailure,
     UdpBatchReceiver,
     UdpBatchSender,
     UdpReceiverGroup,
+    UdpRelay,
     open_batch_pump,
     open_udp_socket,
 )
@@ -195,6 +197,29 @@ async def pump(nursery: trio.Nursery) -> None:
         assert_type(other_part.statistics().sender, SenderStatistics)
     assert_type(BatchPump(incoming, outgoing).statistics(), PumpStatistics)
     BatchPump(outgoing, incoming)  # type: ignore[type-var]  # pyright: ignore[reportArgumentType]
+
+
+def to_target(batch: PacketBatch[Address], client: RelayClient) -> PacketBatch | None:
+    assert_type(client.address, Address)
+    assert_type(client.target, Address)
+    client.answer(batch)
+    client.answer([b"bytes", bytearray(b"bytearray"), memoryview(b"memoryview")])
+    client.close()
+    return batch if client.state else batch.to(None)
+
+
+def to_client(batch: PacketBatch[Address], client: RelayClient) -> list[bytes]:
+    return [packet for packet, _ in batch]
+
+
+async def late(batch: PacketBatch[Address], client: RelayClient) -> None: ...
+
+
+def relays() -> None:
+    here, there = ("::1", 0), [("::1", 53)]
+    UdpRelay(here, there, from_client=to_target, from_target=to_client)
+    UdpRelay(here, there, from_target=lambda batch, client: batch, on_error=print)
+    UdpRelay(here, there, from_client=late)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 async def sockets() -> None:
