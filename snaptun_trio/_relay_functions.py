@@ -112,6 +112,7 @@ class RelayFunctions:
         finally:
             del failure
 
+    @trio.lowlevel.enable_ki_protection
     async def watch(self) -> None:  # noqa: ASYNC910  # it waits
         """Raise what one of them raises, when it does."""
         await self._failing.wait()
