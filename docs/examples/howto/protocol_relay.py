@@ -9,7 +9,7 @@ from functools import partial
 
 import trio
 
-from snaptun_trio import SendBatchError, UdpChannel, UdpServer, open_udp_channel, serve_udp
+from snaptun_trio import UdpChannel, UdpServer, open_udp_channel, serve_udp
 
 DATA, PING, BYE = b"D", b"P", b"B"  # the first byte of what clients send
 
@@ -22,8 +22,8 @@ async def session(target: tuple[str, int], client: UdpChannel) -> None:
         nursery.start_soon(answers, upstream, client)
         async for batch in client:
             packets = [packet for packet, _ in batch]
-            await send(upstream, [packet[1:] for packet in packets if packet[:1] == DATA])
-            await send(client, [packet for packet in packets if packet[:1] == PING])
+            send(upstream, [packet[1:] for packet in packets if packet[:1] == DATA])
+            send(client, [packet for packet in packets if packet[:1] == PING])
             if BYE in packets:
                 break
         nursery.cancel_scope.cancel()
@@ -32,14 +32,13 @@ async def session(target: tuple[str, int], client: UdpChannel) -> None:
 async def answers(upstream: UdpChannel, client: UdpChannel) -> None:
     """What the target answers."""
     async for batch in upstream:
-        await send(client, [DATA + packet for packet, _ in batch])
+        send(client, [DATA + packet for packet, _ in batch])
 
 
-async def send(channel: UdpChannel, packets: list[bytes]) -> None:
-    """What cannot be sent is lost, as anywhere on the way."""
-    if packets:  # or it would be a turn of the scheduler for nothing
-        with suppress(SendBatchError):
-            await channel.send_packets(packets)
+def send(channel: UdpChannel, packets: list[bytes]) -> None:
+    """What there is no room for is lost, as anywhere on the way."""
+    with suppress(trio.WouldBlock):
+        channel.send_packets_nowait(packets)
 
 
 def note(error: Exception, channel: UdpChannel) -> None:
