@@ -128,7 +128,10 @@ def _packed(name: str, result: object, client: RelayClient) -> Messages | None:
         check_result(name, result)
         told = brief(result, 80)
         raise TypeError(f"{name} returns a PacketBatch, the packets or None, not {told}")
-    packets: list[bytes] = _call(payloads_of, result)
+    try:
+        packets: list[bytes] = _call(payloads_of, result)
+    except TypeError as error:
+        raise TypeError(f"of what {name} returned: {error}") from error
     return messages_of(packed_for(client.address, packets))[0] if packets else None
 
 

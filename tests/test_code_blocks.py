@@ -134,9 +134,12 @@ async def an_echo_server(text: str) -> None:
 
 
 async def answers_that_are_not_waited_for(text: str) -> None:
-    answer = (await run(text, answer_to=bytes.upper))["answer"]
+    def answer_to(packet: bytes) -> bytes | None:
+        return None if packet == b"junk" else packet.upper()
+
+    answer = (await run(text, answer_to=answer_to))["answer"]
     client, channel = memory_channel_pair()
-    await client.send_packets([b"one", b"two"])
+    await client.send_packets([b"one", b"junk", b"two"])
     client.close()
     await answer(channel)
     assert channel.statistics().datagrams_sent == 2

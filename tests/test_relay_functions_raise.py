@@ -116,9 +116,9 @@ WRONG: list[tuple[object, str]] = [
     (bytearray(b"x"), r"NAME returns a PacketBatch, the packets or None, not bytearray\(b'x'\)"),
     ("text", "NAME returns a PacketBatch, the packets or None, not 'text'"),
     (True, "NAME returns a PacketBatch, the packets or None, not True"),
-    ([1], "a packet is a bytes-like object, not 1"),
-    ([b"x", "y"], "a packet is a bytes-like object, not 'y'"),
-    ((None,), "a packet is a bytes-like object, not None"),
+    ([1], "of what NAME returned: a packet is a bytes-like object, not 1"),
+    ([b"x", "y"], "of what NAME returned: a packet is a bytes-like object, not 'y'"),
+    ((None,), "of what NAME returned: a packet is a bytes-like object, not None"),
 ]
 
 

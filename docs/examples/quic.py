@@ -139,7 +139,14 @@ class Connection:
         """
         await self._ready.wait()
         if self.outcome is not None:
-            raise ConnectionError(self.outcome.reason_phrase or "the connection has ended")
+            raise ConnectionError(self.reason)
+
+    @property
+    def reason(self) -> str:
+        """Why a stream of it can do no more."""
+        if self.outcome is None:
+            return "the peer has broken off the stream"
+        return self.outcome.reason_phrase or "the connection has ended"
 
     def open_stream(self) -> Stream:
         """A new stream, both ways. The peer hears of it with the first bytes."""
@@ -243,7 +250,7 @@ class Stream(trio.abc.HalfCloseableStream):
         if self._closed:
             raise trio.ClosedResourceError
         if self._broken:
-            raise trio.BrokenResourceError
+            raise trio.BrokenResourceError(self._connection.reason)
         taken = bytes(self._unread[:max_bytes])
         del self._unread[: len(taken)]
         return taken
@@ -293,7 +300,7 @@ class Stream(trio.abc.HalfCloseableStream):
         if self._finished:
             raise trio.ClosedResourceError
         if self._stopped:
-            raise trio.BrokenResourceError
+            raise trio.BrokenResourceError(self._connection.reason)
         self._finished = end
         self._quic.send_stream_data(self.number, data, end_stream=end)
         self._connection.wake()

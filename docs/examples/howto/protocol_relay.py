@@ -24,7 +24,7 @@ async def session(target: tuple[str, int], client: UdpChannel) -> None:
             packets = [packet for packet, _ in batch]
             send(upstream, [packet[1:] for packet in packets if packet[:1] == DATA])
             send(client, [packet for packet in packets if packet[:1] == PING])
-            if BYE in packets:
+            if any(packet[:1] == BYE for packet in packets):
                 break
         nursery.cancel_scope.cancel()
 

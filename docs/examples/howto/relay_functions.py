@@ -16,7 +16,7 @@ def from_client(batch: PacketBatch[Address], client: RelayClient) -> list[bytes]
     """What goes to the target of what one client sent."""
     packets = [packet for packet, _ in batch]
     client.answer([packet for packet in packets if packet[:1] == PING])
-    if BYE in packets:
+    if any(packet[:1] == BYE for packet in packets):
         client.close()
     return [packet[1:] for packet in packets if packet[:1] == DATA]
 
@@ -38,6 +38,8 @@ async def main(port: int, host: str, target_port: int) -> None:
         from_client=from_client,
         from_target=from_target,
         on_error=note,
+        max_sessions=1000,
+        idle_timeout=30.0,
     )
     async with trio.open_nursery() as nursery:
         await nursery.start(relay.run)
