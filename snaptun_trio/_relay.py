@@ -246,6 +246,8 @@ class UdpRelay:
             for sock in sockets:
                 close_socket(sock)
             self._end.set()
+            if self._functions is not None:
+                self._functions.raise_failure()  # itself, be it a group of the program's
 
     @trio.lowlevel.enable_ki_protection
     def stop(self) -> None:

@@ -113,10 +113,11 @@ class RelayFunctions:
             del failure
 
     @trio.lowlevel.enable_ki_protection
-    async def watch(self) -> None:  # noqa: ASYNC910  # it waits
-        """Raise what one of them raises, when it does."""
+    async def watch(self, scope: trio.CancelScope) -> None:  # noqa: ASYNC910  # it waits
+        """Cancel a scope when one of them raises. It is raised elsewhere: no nursery is to have it,
+        which would make a group of it, or, of a group of the program's own, a part of its own."""
         await self._failing.wait()
-        self.raise_failure()
+        scope.cancel(reason="a function raised")
 
 
 def _packed(name: str, result: object, client: RelayClient) -> Messages | None:

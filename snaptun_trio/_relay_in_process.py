@@ -79,13 +79,14 @@ class RelayInProcess:
         self._front.forwarding.set_targets(targets)
 
     async def run(self, begun: Callable[[], None]) -> None:  # noqa: ASYNC910  # until it is to stop
-        """Relay until it is to stop and nothing more comes, or it is cancelled.
+        """Relay until it is to stop and nothing more comes, a function raises, or it is cancelled.
+
+        What a function raised is not raised here.
 
         Args:
           begun: called once it can be sent to.
 
         Raises:
-          Exception: what a function raised.
           OSError, trio.ClosedResourceError: the clients' socket has failed, or was closed.
         """
         front, functions = self._front, self._functions
@@ -95,7 +96,7 @@ class RelayInProcess:
                 nursery.start_soon(front.expire)
                 nursery.start_soon(front.notice_closing)
                 if functions is not None:
-                    nursery.start_soon(functions.watch)
+                    nursery.start_soon(functions.watch, nursery.cancel_scope)
                 begun()
                 await self._stop.wait()
                 await self._until_quiet()
@@ -103,8 +104,6 @@ class RelayInProcess:
         finally:
             with trio.CancelScope(shield=True):
                 await front.finish()
-            if functions is not None:
-                functions.raise_failure()  # of the last batches
 
     def statistics(self) -> RelayStatistics:
         """A snapshot, also when it has ended."""

@@ -111,6 +111,38 @@ async def test_an_exception_ends_the_relay_and_all_is_accounted_for(
         assert answers == [[b"0"], [b"1"], [], [], []]
 
 
+@pytest.mark.parametrize("way", ["from_client", "from_target"])
+@pytest.mark.parametrize("parts", [[Fault(1)], [Fault(1), Fault(2)], [SystemExit(3)]])
+async def test_a_group_that_a_function_raises_stays_the_group_that_it_is(
+    udp: ends.MakeSocket, way: str, parts: list[BaseException]
+) -> None:
+    """It is the program's, and no nursery's."""
+    group = BaseExceptionGroup("of the program", parts)
+
+    def fail(batch: Batch, client: RelayClient) -> PacketBatch:
+        raise group
+
+    target, client = udp(), udp()
+    functions: Any = {way: fail}
+    relay = UdpRelay(("127.0.0.1", 0), [ends.address_of(target)], **functions)
+    raised: list[BaseException] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_echo, target)
+        try:
+            await relay.run(task_status=_Send(client, relay))
+        except BaseExceptionGroup as error:
+            raised.append(error)
+        nursery.cancel_scope.cancel()
+    assert raised == [group]
+    assert group.__context__ is None
+    group.__traceback__ = None
+
+
+async def _echo(sock: socket.socket) -> None:
+    for packet, address in await relays.receive(sock, 1):
+        sock.sendto(packet, address)
+
+
 WRONG: list[tuple[object, str]] = [
     (b"bytes", "NAME returns a PacketBatch, the packets or None, not b'bytes'"),
     (bytearray(b"x"), r"NAME returns a PacketBatch, the packets or None, not bytearray\(b'x'\)"),
