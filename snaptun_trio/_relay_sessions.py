@@ -118,7 +118,7 @@ class RelaySessions:
         self._openings = Openings(session_rate)
         self._rare_log = RareLog()
         self._buffers_dropped = 0
-        self._to_ask: list[RelaySession] = []
+        self._to_ask: list[Address] = []  # no sessions, which it would keep beyond their end
         self.counts = SessionCounts()
         self.stopping = False
 
@@ -141,8 +141,10 @@ class RelaySessions:
         """
         for _ in range(min(_ASKED_AT_ONCE, len(self._table))):
             if not self._to_ask:
-                self._to_ask = list(self._table)
-            self._ask(self._to_ask.pop())
+                self._to_ask = [session.address for session in self._table]
+            session = self._table.get(self._to_ask.pop())
+            if session is not None:
+                self._ask(session)
         return self._buffers_dropped
 
     def _ask(self, session: RelaySession) -> None:

@@ -16,6 +16,7 @@ from snaptun_trio import (
     PacketBatch,
     RelayClient,
     UdpRelay,
+    _relay_sessions,
 )
 
 from . import ends, relays
@@ -343,6 +344,34 @@ async def test_a_client_is_gone_when_its_session_is(udp: ends.MakeSocket) -> Non
             assert known[0]() is None
     finally:
         gc.enable()
+
+
+async def test_whoever_looks_at_the_statistics_keeps_no_client(
+    udp: ends.MakeSocket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of many sessions some are asked at each look, and the others may be gone by the next one."""
+    monkeypatch.setattr(_relay_sessions, "_ASKED_AT_ONCE", 1)
+    target, clients = udp(), [udp() for _ in range(4)]
+    known: list[weakref.ref[RelayClient]] = []
+
+    def from_client(batch: Batch, client: RelayClient) -> PacketBatch:
+        known.append(weakref.ref(client))
+        return batch
+
+    async with relays.running([target], from_client=from_client) as relay:
+        stage = relays.Stage(relay, clients)
+        for number in range(4):
+            await stage.send(number, b"x")
+        relay.statistics()
+        for ref in known:
+            client = ref()
+            assert client is not None
+            client.close()
+            del client
+        assert [ref() for ref in known] == [None] * 4
+        await stage.send(0, b"again")
+        for _ in range(8):
+            assert relays.laws(relay).sessions == 1
 
 
 # -- stop, and the end
