@@ -17,6 +17,7 @@ from ._upstream import send_each, send_or_drop
 
 if TYPE_CHECKING:
     from ._kernel._fan import Fan
+    from ._kernel._outgoing import Outgoing
     from ._messages import Messages
     from ._relay_functions import RelayFunctions
     from ._relay_sessions import RelaySession
@@ -174,10 +175,24 @@ class ProtocolSessions(RelaySessions):
         return session if session is not None and session.client is client else None
 
     def _flush(self) -> None:
-        """Send what was collected for clients."""
+        """Send what was collected for clients. Without memory for it, it is dropped, and raises."""
         if not self._collected:
             return
         collected, self._collected = self._collected, []
+        account = self._to_clients
+        datagrams = sum([messages.datagrams for _, messages in collected])
+        try:
+            outgoing = self._gathered(collected)
+        except BaseException:
+            # Whoever answers may be a task of the program's, after which the relay goes on.
+            account.handing_out -= datagrams
+            account.drop("ENOMEM", datagrams)
+            raise
+        send_or_drop(self._front, outgoing, account)
+        account.handing_out -= datagrams
+
+    def _gathered(self, collected: list[tuple[RelaySession, Messages]]) -> Outgoing:
+        """The same as one batch, each for its client."""
         payloads: list[bytes | memoryview] = []
         sizes: list[int] = []
         addresses: list[Address | None] = []
@@ -202,6 +217,4 @@ class ProtocolSessions(RelaySessions):
             else:
                 _, host, interface = session.way or (None, None, None)
                 ways += [(train.ecn, host, interface) for train in made.trains()]
-        outgoing = self._front._io.gathered(payloads, sizes, addresses, names, ways)
-        send_or_drop(self._front, outgoing, self._to_clients)
-        self._to_clients.handing_out -= sum(messages.datagrams for _, messages in collected)
+        return self._front._io.gathered(payloads, sizes, addresses, names, ways)

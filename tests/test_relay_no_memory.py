@@ -2,11 +2,13 @@
 #
 # What was sent by then is counted as sent, and goes once. The others go by another call; if there
 # is no memory for that either, the relay ends, and they are counted as dropped.
+#
+# Or while a function of a relay, or a task of the program's, answers a client.
 
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 import trio
@@ -16,7 +18,7 @@ from snaptun_trio import UdpRelay
 from . import ends, relays
 
 if TYPE_CHECKING:
-    from snaptun_trio import Address
+    from snaptun_trio import Address, PacketBatch, RelayClient
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -60,3 +62,28 @@ async def test_memory_that_lacks_between_two_sockets_costs_what_was_not_sent_by_
     assert [one.datagrams_out for one in told.targets] == came
     assert told.to_targets.datagrams_out == sum(came)
     assert (told.to_targets.dropped.get("closed", 0) > 0) == lasts
+
+
+async def test_an_answer_that_there_is_no_memory_to_send_does_not_wait_for_ever(
+    udp: ends.MakeSocket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, client = udp(), udp()
+    known: list[RelayClient] = []
+
+    def from_client(batch: PacketBatch[Address], client: RelayClient) -> None:
+        known.append(client)
+
+    async with relays.running([target], from_client=from_client) as relay:
+        await relays.Stage(relay, [client]).send(0, b"x")
+        with monkeypatch.context() as patch:
+            patch.setattr(type(relays.front_of(relay).sender._io), "gathered", _no_memory)
+            with pytest.raises(MemoryError):
+                known[0].answer([b"never", b"never"])
+        told = relays.laws(relay).to_clients
+        assert (told.dropped, told.datagrams_waiting) == ({"ENOMEM": 2}, 0)
+        known[0].answer([b"later"])
+        assert await relays.payloads(client, 1) == [b"later"]
+
+
+def _no_memory(*_: object) -> NoReturn:
+    raise MemoryError
