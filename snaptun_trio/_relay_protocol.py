@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from ._messages import TrainMessages
@@ -52,7 +53,7 @@ class ProtocolSessions(RelaySessions):
         self._depth = 0  # how many calls that hand out batches are under way, one inside the other
         self._collected: list[tuple[RelaySession, Messages]] = []
         self._sent_back = 0
-        self._to_end: list[RelaySession] = []
+        self._to_end: deque[RelaySession] = deque()  # each as often as it was asked for
 
     @property
     def is_asked(self) -> bool:
@@ -141,7 +142,7 @@ class ProtocolSessions(RelaySessions):
         try:
             if self._depth == 1:
                 while self._to_end:
-                    self.counts.closed += self._let_go(self._to_end.pop(0))
+                    self.counts.closed += self._let_go(self._to_end.popleft())
                 self._flush()
         finally:
             self._depth -= 1
