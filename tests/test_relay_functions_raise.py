@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
 import traceback
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -136,6 +138,28 @@ async def test_a_group_that_a_function_raises_stays_the_group_that_it_is(
     assert raised == [group]
     assert group.__context__ is None
     group.__traceback__ = None
+
+
+async def test_what_was_raised_is_gone_with_whoever_caught_it(udp: ends.MakeSocket) -> None:
+    """And the client that it was about: nothing waits for the garbage collector."""
+    target, client = udp(), udp()
+    known: list[weakref.ref[RelayClient]] = []
+
+    def fail(batch: Batch, client: RelayClient) -> PacketBatch:
+        known.append(weakref.ref(client))
+        raise Fault
+
+    gc.collect()
+    gc.disable()
+    try:
+        relay = UdpRelay(("127.0.0.1", 0), [ends.address_of(target)], from_client=fail)
+        try:
+            await relay.run(task_status=_Send(client, relay))
+        except Fault:
+            assert known[0]() is not None, "in a frame of the traceback"
+        assert [ref() for ref in known] == [None]
+    finally:
+        gc.enable()
 
 
 async def _echo(sock: socket.socket) -> None:
