@@ -58,7 +58,8 @@ class RelayFlow:
     ``"answer"``
         with ``duplicate``, what targets sent back;
     ``"EMSGSIZE"`` and the like
-        the errno with which the kernel refused them for good."""
+        the errno with which the kernel refused them for good; ``"ENOMEM"`` also where there was no
+        memory to answer a client with."""
     asynchronous_errors: Mapping[str, int]
     """Errors about earlier datagrams that sockets told of, by the errno's name: ``"ECONNREFUSED"``
     where nobody listens at a target. They end nothing, and cost no datagram."""
