@@ -249,6 +249,24 @@ async def test_what_came_from_a_target_may_go_to_one(
         assert await relays.receive(target, 1) == [(b"answer", address)]
 
 
+async def test_what_is_made_and_what_goes_on_as_it_came_go_together(udp: ends.MakeSocket) -> None:
+    target, clients = udp(), [udp() for _ in range(6)]
+
+    def every_other(batch: Batch, client: RelayClient) -> PacketBatch:
+        ((packet, _),) = batch
+        return PacketBatch.pack([(packet + b"!", None)]) if int(packet) % 2 else batch
+
+    async with relays.running([target], from_client=every_other) as relay:
+        stage = relays.Stage(relay, clients)
+        for number in range(6):
+            await stage.send(number, b"%d" % number)
+        await trio.testing.wait_all_tasks_blocked()  # what comes now comes together
+        for number, client in enumerate(clients):
+            client.sendto(b"%d" % number, relay.local_address)
+        expected = [b"0", b"1!", b"2", b"3!", b"4", b"5!"] * 2
+        assert await relays.payloads(target, 12) == expected
+
+
 async def test_batches_may_be_kept(udp: ends.MakeSocket) -> None:
     target, client = udp(), udp()
     kept: list[Batch] = []

@@ -22,7 +22,7 @@ from .test_relay_control_c import interrupters
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -387,13 +387,19 @@ async def test_run_raises_what_a_function_raises_while_another_task_ends_its_ses
 # -- Control-C
 
 
-def test_control_c_interrupts_a_function(udp: ends.MakeSocket) -> None:
+@pytest.mark.parametrize("answers", [False, True])
+def test_control_c_interrupts_a_function(udp: ends.MakeSocket, answers: bool) -> None:
     target, client = udp(), udp()
 
-    def forever(batch: Batch, client: RelayClient) -> PacketBatch:
+    def endless() -> Iterator[bytes]:
         signal.raise_signal(signal.SIGINT)
         while True:  # it is the signal that ends it
-            pass
+            yield from ()
+
+    def forever(batch: Batch, client: RelayClient) -> Iterator[bytes]:
+        if answers:
+            client.answer(endless())
+        return endless()
 
     relay = UdpRelay(("127.0.0.1", 0), [ends.address_of(target)], from_client=forever)
 
