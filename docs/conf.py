@@ -130,6 +130,7 @@ SERVER_TYPES = {
     "Eviction": "Literal['strangers', 'oldest', 'nobody']",
 }
 RELAY_TYPES = {
+    "Admit": "Callable[[Address, PacketBatch], bool]",
     "RelayFunction": "Callable[[PacketBatch[Address], RelayClient], "
     "PacketBatch | Iterable[Packet] | None]",
     "OnError": "Callable[[Exception, RelayClient], object]",

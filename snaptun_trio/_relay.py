@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from ._kernel._interface import Socket
-    from ._relay_functions import OnError, RelayFunction
+    from ._relay_functions import Admit, OnError, RelayFunction
     from ._relay_statistics import RelayStatistics
     from ._sockets import Local
     from ._train import Address
@@ -87,6 +87,8 @@ class UdpRelay:
         that a client's first datagram came to.
       targets: ``(host, port)`` of each, at least one, and none twice. Names are resolved when it
         begins; two that turn out to be one address are one target.
+      admit: a plain function ``(address, first_batch) -> bool`` that decides before a session is
+        begun, and before anybody has to go for it. What it refuses is dropped, as ``"refused"``.
       from_client: a plain function that is called with what one client sent in one batch, and the
         `RelayClient`. It returns what goes on to the client's target: a batch, whoever its trains
         are addressed to, or the packets, any iterable of them, or `None` for nothing. Anything else
@@ -126,6 +128,7 @@ class UdpRelay:
         local: Local | trio.socket.SocketType | socket.socket,
         targets: Iterable[Address],
         *,
+        admit: Admit | None = None,
         from_client: RelayFunction | None = None,
         from_target: RelayFunction | None = None,
         on_error: OnError | None = None,
@@ -145,7 +148,7 @@ class UdpRelay:
         check_int("workers", workers, 0, _MOST_WORKERS)
         if workers and sys.platform == "win32":
             raise ValueError("workers: a socket cannot be handed to a process on Windows")
-        functions = RelayFunctions(from_client, from_target, on_error)
+        functions = RelayFunctions(admit, from_client, from_target, on_error)
         self._functions = functions if functions.any else None
         if functions.any and duplicate:
             raise ValueError("duplicate: there are no sessions, and so no functions")

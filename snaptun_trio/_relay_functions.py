@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     Returned: TypeAlias = PacketBatch | Iterable[Packet] | None
     RelayFunction: TypeAlias = Callable[[PacketBatch[Address], RelayClient], Returned]
+    Admit: TypeAlias = Callable[[Address, PacketBatch[Address]], bool]
     OnError: TypeAlias = Callable[[Exception, RelayClient], object]
 
 _NO_PACKETS = (str, bytes, bytearray, memoryview)  # but one, or text
@@ -36,7 +37,7 @@ class RelayFunctions:
     """The functions of one relay.
 
     Args:
-      from_client, from_target, on_error: see `UdpRelay`.
+      admit, from_client, from_target, on_error: see `UdpRelay`.
 
     Attributes:
       any: whether there is one that is called with batches.
@@ -49,25 +50,39 @@ class RelayFunctions:
 
     def __init__(
         self,
+        admit: Admit | None,
         from_client: RelayFunction | None,
         from_target: RelayFunction | None,
         on_error: OnError | None,
     ) -> None:
         for name, function in (
+            ("admit", admit),
             ("from_client", from_client),
             ("from_target", from_target),
             ("on_error", on_error),
         ):
             if function is not None:
                 check_plain(name, function)
-        self.from_client, self.from_target = from_client, from_target
-        self.any = from_client is not None or from_target is not None
+        self.admit, self.from_client, self.from_target = admit, from_client, from_target
+        self.any = any(each is not None for each in (admit, from_client, from_target))
         if on_error is not None and not self.any:
             raise ValueError("on_error is asked when a function raises, and there is none")
         self._on_error = on_error
         self.failed = False
         self._failure: BaseException | None = None
         self._failing = trio.Event()
+
+    def admits(self, first: Messages, client: RelayClient) -> bool:
+        """Whether a new client may have a session. It raises nothing."""
+        if self.admit is None or self.failed:
+            return True
+        try:
+            verdict: object = _call(self.admit, client.address, batch_of(first))
+            check_result("admit", verdict)
+            return bool(verdict)
+        except BaseException as error:
+            self._failed_with(error, client)
+            return False
 
     def call(
         self, name: str, function: RelayFunction, came: Messages, client: RelayClient
@@ -86,12 +101,16 @@ class RelayFunctions:
                 return None
             return _packed(name, result, client)
         except BaseException as error:
-            failure = self._asked(error, client)
-            if failure is not None:
-                self.failed, self._failure = True, failure
-                self._failing.set()
-            del failure  # or it would be in a frame that it is about
+            self._failed_with(error, client)
             return None
+
+    def _failed_with(self, error: BaseException, client: RelayClient) -> None:
+        """One has raised: see whether the relay goes on."""
+        failure = self._asked(error, client)
+        if failure is not None:
+            self.failed, self._failure = True, failure
+            self._failing.set()
+        del failure  # or it would be in a frame that it is about
 
     def _asked(self, error: BaseException, client: RelayClient) -> BaseException | None:
         """What the relay ends with; `None` where it is to go on."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ._messages import TrainMessages
 from ._relay_client import RelayClient
 from ._relay_sessions import RelaySessions
+from ._rendezvous import choose
 from ._upstream import send_each, send_or_drop
 
 if TYPE_CHECKING:
@@ -58,6 +59,17 @@ class ProtocolSessions(RelaySessions):
     @property
     def is_asked(self) -> bool:
         return any(session.asked for session in self._table)
+
+    def _let_in(self, client: Address, first: Messages, now: float) -> RelaySession | None:
+        functions = self._functions
+        # Asked before anybody goes for it.
+        if functions.admit is not None and not self.stopping:
+            newcomer = RelayClient(client, choose(client, self._targets), self)
+            if not functions.admits(first, newcomer):
+                self.counts.shed += 1
+                self._to_targets.drop("refused", first.datagrams)
+                return None
+        return super()._let_in(client, first, now)
 
     def _open(self, client: Address, first: Messages, now: float) -> RelaySession | None:
         session = super()._open(client, first, now)

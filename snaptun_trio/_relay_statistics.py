@@ -48,6 +48,8 @@ class RelayFlow:
         of new clients, because the system had no socket, or no way to the target;
     ``"stopping"``
         of new clients, after `UdpRelay.stop`;
+    ``"refused"``
+        of new clients, by ``admit``;
     ``"socket full"``
         the socket that they were for took no more: the target, or the way to it, is too slow;
     ``"handler"``
