@@ -1,8 +1,9 @@
 # What is queued and nobody waits for: it still has to leave.
 #
-# Where there is an attendant, a task that sleeps until there is something, it leaves in the next
-# turn of the scheduler, with what other tasks queue in this one. Where there is none it leaves at
-# once, and what the socket does not take yet is seen to by a task that lasts for as long as that.
+# Where there is an attendant, a task that sleeps until there is something, packets leave in the
+# next turn of the scheduler, with what other tasks queue in this one. A batch leaves at once, and
+# so does all where there is none. To what the socket does not take yet the attendant sees, or a
+# task that lasts for as long as that.
 # This file must not know whose packets they are, nor how they are sent.
 
 from __future__ import annotations
@@ -44,10 +45,11 @@ class Unattended:
         self._see_to_it()
 
     def add(self, pending: PendingSend) -> None:
-        """Have a batch sent."""
+        """Have a batch sent, and at once if it can be: others could add little to it."""
         self._make_room()
         self._queue.add(pending, Submission(owned=False))
-        self._see_to_it()
+        self._shared.now()
+        self._see_to_it()  # to the rest, and to what was refused
 
     def _make_room(self) -> None:
         with contextlib.suppress(trio.WouldBlock):
