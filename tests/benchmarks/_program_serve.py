@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 FEW, MANY = 20, 1_000
 WARM_UP = 2_000
 COUNT, QUICK_COUNT = 10_000, 2_500
-SERVE, NOWAIT = "serve_udp, a task for each peer", "serve_udp, nowait"
+SERVE, BATCHES = "serve_udp, a task for each peer", "serve_udp, by batch"
 
 
 async def serve_with_tasks(sock: socket.socket, watch: Stopwatch) -> None:
@@ -52,18 +52,14 @@ async def serve_with_tasks(sock: socket.socket, watch: Stopwatch) -> None:
     await serve_until(finished, answer_one, sock)
 
 
-async def serve_without_waiting(sock: socket.socket, watch: Stopwatch) -> None:
-    """`serve_udp`, and handlers that do not wait until their answers have left."""
+async def serve_with_batches(sock: socket.socket, watch: Stopwatch) -> None:
+    """`serve_udp`, and all that a peer sent at a time."""
     finished = trio.Event()
 
     async def answer_all(channel: UdpChannel) -> None:
         async for questions in channel:
-            answers = [dns.answer(request) for request, _ in questions]
-            try:
-                channel.send_packets_nowait(answers)
-            except trio.WouldBlock:
-                await channel.send_packets(answers)
-            if watch.tick(len(answers)):
+            await channel.send(dns.answers_to(questions))
+            if watch.tick(len(questions)):
                 finished.set()
 
     await serve_until(finished, answer_all, sock)
@@ -79,7 +75,7 @@ async def serve_until(finished: trio.Event, handler: Handler, sock: socket.socke
 
 IN_TRIO = {
     SERVE: serve_with_tasks,
-    NOWAIT: serve_without_waiting,
+    BATCHES: serve_with_batches,
     dns.BY_PACKET: dns.serve_by_packet,
     "trio.socket": dns.serve_with_trio_socket,
 }

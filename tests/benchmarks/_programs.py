@@ -162,17 +162,13 @@ def programs() -> list[Program]:
         dns(20),
         dns(500),
         serve(
-            _program_serve.FEW,
-            {
-                _program_serve.SERVE: {"uvloop": 2.0},
-                _program_serve.NOWAIT: {"uvloop": 2.0},
-            },
+            _program_serve.FEW, {_program_serve.SERVE: {"uvloop": 2.0}, _program_serve.BATCHES: {}}
         ),
         serve(
             _program_serve.MANY,
             {
                 _program_serve.SERVE: {_program_dns.BY_PACKET: 2.0},
-                _program_serve.NOWAIT: {_program_dns.BY_PACKET: 2.0},
+                _program_serve.BATCHES: {_program_dns.BY_PACKET: 2.0},
             },
         ),
         Program(
