@@ -217,10 +217,10 @@ class UdpChannel(Closing, trio.abc.Channel[PacketBatch]):
     def send_packets_nowait(self, packets: Iterable[Packet]) -> None:
         """Have several packets sent to the peer, in their order, without waiting for it.
 
-        For answers that nobody has to wait for: a handler of `serve_udp` is run by the scheduler
-        once for each batch then, and not once more for the answers to it. There a few leave in the
-        next turn of the scheduler, with what other handlers send; many, and a client's, leave at
-        once. What the socket does not take yet leaves as soon as it does.
+        For where nothing can be waited for, or need be: a plain function that somebody calls, or a
+        handler that goes on at once. In a handler of `serve_udp` a few leave in the next turn of
+        the scheduler, with what other handlers send; many, and a client's, leave at once. What the
+        socket does not take yet leaves as soon as it does.
 
         What the kernel refuses is not told, but counted, with the errno, by the sender that
         `statistics` of the client, or of the server, has a snapshot of.
