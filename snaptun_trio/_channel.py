@@ -16,7 +16,7 @@ from ._batch import PacketBatch, check_batch, packed_for
 from ._closing import Closing
 from ._errors import SendBatchError
 from ._statistics import ChannelStatistics
-from ._train import payloads_of
+from ._submitted import payloads_taken
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -202,7 +202,7 @@ class UdpChannel(Closing, trio.abc.Channel[PacketBatch]):
           ValueError: a packet is over 65 527 bytes, which no UDP datagram can hold. Nothing is
             sent.
         """
-        payloads = _taken(packets)
+        payloads = payloads_taken(packets)
         self._check_open()
         if not payloads:  # not so much as a batch of none, which waits for what is queued before it
             await trio.lowlevel.checkpoint()
@@ -231,7 +231,7 @@ class UdpChannel(Closing, trio.abc.Channel[PacketBatch]):
           trio.ClosedResourceError: the channel is closed.
           TypeError, ValueError: see `send_packets`. Nothing is sent.
         """
-        payloads = _taken(packets)
+        payloads = payloads_taken(packets)
         self._check_open()
         if payloads:
             self._send_packets_nowait(payloads)
@@ -321,9 +321,3 @@ class UdpChannel(Closing, trio.abc.Channel[PacketBatch]):
     def _learn_size(self, size: int) -> None:
         known = self._refused_size
         self._refused_size = size if known is None else min(known, size)
-
-
-@trio.lowlevel.disable_ki_protection
-def _taken(packets: Iterable[Packet]) -> list[bytes]:
-    """The iterable is the program's, and may go on for ever: Control-C interrupts it."""
-    return payloads_of(packets)

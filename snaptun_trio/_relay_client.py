@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, final
 import trio
 
 from ._batch import PacketBatch, messages_of, packed_for
-from ._train import payloads_of
+from ._submitted import payloads_taken
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -81,7 +81,7 @@ class RelayClient:
         """
         if isinstance(packets, PacketBatch):
             batch: PacketBatch = packets
-        elif payloads := _taken(packets):
+        elif payloads := payloads_taken(packets):
             batch = packed_for(self._address, payloads)
         else:
             return
@@ -97,9 +97,3 @@ class RelayClient:
         done with. What the client sends after that begins a new one. Closing again does nothing.
         """
         self._sessions.end(self)
-
-
-@trio.lowlevel.disable_ki_protection
-def _taken(packets: Iterable[Packet]) -> list[bytes]:
-    """The iterable is the program's, and may go on for ever: Control-C interrupts it."""
-    return payloads_of(packets)

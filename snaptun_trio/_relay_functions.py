@@ -16,7 +16,7 @@ from ._brief import brief
 from ._coalesce import MAX_PAYLOAD_IPV6
 from ._messages import TrainMessages
 from ._plain import check_plain, check_result
-from ._train import payloads_of
+from ._submitted import payloads_taken
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -149,7 +149,7 @@ def _packed(name: str, result: object, client: RelayClient) -> Messages | None:
         told = brief(result, 80)
         raise TypeError(f"{name} returns a PacketBatch, the packets or None, not {told}")
     try:
-        packets: list[bytes] = _call(payloads_of, result)
+        packets = payloads_taken(result)
     except TypeError as error:
         raise TypeError(f"of what {name} returned: {error}") from error
     return messages_of(packed_for(client.address, packets))[0] if packets else None

@@ -6,11 +6,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import trio
+
 from ._brief import brief
 from ._errors import PacketTooLargeError
-from ._train import PacketTrain, flat_view
+from ._train import PacketTrain, flat_view, payloads_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from ._train import Address, Packet
 
 
@@ -25,6 +29,13 @@ def payload_of(packet: Packet, address: Address | None, most: int) -> bytes | me
     if len(payload) > most:
         raise PacketTooLargeError(packet, address, len(payload), most)
     return payload
+
+
+@trio.lowlevel.disable_ki_protection
+def payloads_taken(packets: Iterable[Packet]) -> list[bytes]:
+    """`payloads_of` an iterable that is the program's, and may go on for ever: Control-C interrupts
+    it."""
+    return payloads_of(packets)
 
 
 def check_train(train: PacketTrain, most: int) -> None:

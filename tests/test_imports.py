@@ -160,9 +160,10 @@ def test_the_group_knows_no_sender_and_the_poller_no_receiver() -> None:
 def test_the_parts_of_a_relay_know_what_is_below_them_only() -> None:
     assert imported_by("_rendezvous") <= {"_train"}
     assert imported_by("_openings") == set()
-    assert imported_by("_relay_client") == {"_batch", "_messages", "_train"}
+    assert imported_by("_relay_client") == {"_batch", "_messages", "_submitted", "_train"}
     assert imported_by("_relay_functions") <= {
-        *("_batch", "_brief", "_coalesce", "_messages", "_plain", "_relay_client", "_train"),
+        *("_batch", "_brief", "_coalesce", "_messages", "_plain", "_relay_client", "_submitted"),
+        "_train",
     }
     assert "_relay_functions" not in reached_from("_relay_sessions")
     for part in ("_relay_sessions", "_relay_copies", "_relay_protocol", "_upstream"):

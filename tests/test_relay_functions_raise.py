@@ -15,10 +15,9 @@ import trio
 import trio.testing
 
 from snaptun_trio import Address, PacketBatch, RelayClient, UdpRelay
-from snaptun_trio._groups import leaves_of
 
 from . import ends, relays
-from .test_relay_control_c import interrupters
+from .test_relay_control_c import interrupters, run_interrupted
 
 if TYPE_CHECKING:
     import socket
@@ -448,14 +447,6 @@ def test_f54_control_c_anywhere_in_a_relay_with_functions_leaves_its_account_in_
             relay.statistics()
             relay.stop()
 
-    def run(relay: UdpRelay) -> None:
-        try:
-            trio.run(main, relay)
-        except BaseExceptionGroup as group:
-            leaves = leaves_of(group)
-            assert {type(leaf) for leaf in leaves} <= {KeyboardInterrupt, trio.Cancelled}
-            raise leaves[0] from None
-
     runs = 0
     for interrupter in interrupters(stride):
         runs += 1
@@ -468,7 +459,7 @@ def test_f54_control_c_anywhere_in_a_relay_with_functions_leaves_its_account_in_
                 from_target=fail_at(b"never"),
                 max_sessions=2,
             )
-            interrupter.run(run, relay)
+            interrupter.run(run_interrupted, main, relay)
             known.clear()
         told = relays.laws(relay)
         assert told.sessions == told.to_targets.datagrams_waiting == 0

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import itertools
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
@@ -361,9 +362,10 @@ async def test_the_socket_is_closed_under_it(udp: ends.MakeSocket) -> None:
         await serve_udp(answer, sock)
 
 
-@EITHER
-async def test_after_the_server_has_stopped_a_handler_still_sends(packets: list[bytes]) -> None:
-    full = FullSocket()
+async def one_that_outlives(
+    handlers: trio.Nursery, nursery: trio.Nursery, full: FullSocket
+) -> tuple[UdpServer, UdpChannel, trio.Event]:
+    """A server, the channel of a handler that goes on without it, and what lets that one return."""
     channels: list[UdpChannel] = []
     leave = trio.Event()
 
@@ -371,24 +373,26 @@ async def test_after_the_server_has_stopped_a_handler_still_sends(packets: list[
         channels.append(channel)
         await leave.wait()
 
+    serve = partial(serve_udp, handler, full.sock, handler_nursery=handlers)
+    server: UdpServer = await nursery.start(serve)
+    full.sock.receives.append(ends.batch_of([b"a"], serving.peer(1)))
+    full.sock.wake()
+    await trio.testing.wait_all_tasks_blocked()
+    return server, channels[0], leave
+
+
+@EITHER
+async def test_after_the_server_has_stopped_a_handler_still_sends(packets: list[bytes]) -> None:
+    full = FullSocket()
     async with trio.open_nursery() as handlers:
         async with trio.open_nursery() as nursery:
-
-            async def serve(*, task_status: trio.TaskStatus[UdpServer]) -> None:
-                await serve_udp(
-                    handler, full.sock, handler_nursery=handlers, task_status=task_status
-                )
-
-            server: UdpServer = await nursery.start(serve)
-            full.sock.receives.append(ends.batch_of([b"a"], serving.peer(1)))
-            full.sock.wake()
-            await trio.testing.wait_all_tasks_blocked()
+            server, channel, leave = await one_that_outlives(handlers, nursery, full)
             nursery.cancel_scope.cancel()
         full.take(1)
-        channels[0].send_packets_nowait([b"at once"])
+        channel.send_packets_nowait([b"at once"])
         assert full.sent == [b"at once"]
-        channels[0].send_packets_nowait(packets)
-        channels[0].send_packets_nowait([b"and this"])
+        channel.send_packets_nowait(packets)
+        channel.send_packets_nowait([b"and this"])
         await trio.testing.wait_all_tasks_blocked()
         assert full.sent == [b"at once"]
         full.take(100)
@@ -405,28 +409,12 @@ async def test_what_is_left_when_the_server_stops_leaves_all_the_same(
     packets: list[bytes], when: str
 ) -> None:
     full = FullSocket()
-    channels: list[UdpChannel] = []
-    leave = trio.Event()
-
-    async def handler(channel: UdpChannel) -> None:
-        channels.append(channel)
-        await leave.wait()
-
     async with trio.open_nursery() as handlers:
         async with trio.open_nursery() as nursery:
-
-            async def serve(*, task_status: trio.TaskStatus[UdpServer]) -> None:
-                await serve_udp(
-                    handler, full.sock, handler_nursery=handlers, task_status=task_status
-                )
-
-            await nursery.start(serve)
-            full.sock.receives.append(ends.batch_of([b"a"], serving.peer(1)))
-            full.sock.wake()
-            await trio.testing.wait_all_tasks_blocked()
+            _, channel, leave = await one_that_outlives(handlers, nursery, full)
             if when == "in the same turn":
                 nursery.cancel_scope.cancel()
-            channels[0].send_packets_nowait(packets)
+            channel.send_packets_nowait(packets)
             if when == "while it waits for the socket":
                 await trio.testing.wait_all_tasks_blocked()
             nursery.cancel_scope.cancel()
