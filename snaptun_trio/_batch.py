@@ -271,11 +271,3 @@ def part_of(batch: PacketBatch[AddressT_co], start: int, stop: int) -> PacketBat
             kept.append(over(train, train.data[first * size : end * size]))
         start, stop = start - count, stop - count
     return PacketBatch(kept)
-
-
-def first_train(batch: PacketBatch[AddressT_co]) -> PacketTrain[AddressT_co]:
-    """The first train of a batch that has one, without making the others."""
-    if batch._trains is not None:
-        return batch._trains[0]
-    train: PacketTrain[Any] = batch._messages.train(0)
-    return train

@@ -19,7 +19,7 @@ from ._statistics import ChannelStatistics
 from ._submitted import payloads_taken
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Awaitable, Iterable
 
     from ._errors import SendFailure
     from ._statistics import ReceiverStatistics, SenderStatistics
@@ -76,9 +76,9 @@ class UdpChannel(Closing, trio.abc.Channel[PacketBatch]):
     async def _send(self, batch: PacketBatch) -> None:
         """`send`."""
 
-    async def _send_packets(self, packets: list[bytes]) -> None:
+    def _send_packets(self, packets: list[bytes]) -> Awaitable[None]:
         """`send_packets`, of one at least."""
-        await self._send(packed_for(None, packets))  # `_send` knows whom they are for
+        return self._send(packed_for(None, packets))  # `_send` knows whom they are for
 
     @abstractmethod
     def _send_packets_nowait(self, packets: list[bytes]) -> None:
@@ -111,24 +111,31 @@ class UdpChannel(Closing, trio.abc.Channel[PacketBatch]):
         """
         self._begin_to_receive()
         try:
-            if self._left:
-                await trio.lowlevel.checkpoint()
-            if not self._left:  # not any more, perhaps: it may have been closed
-                return await self._receive()
-            # Made whole before they are taken: without memory for it, the next call gives them.
-            left = packed_for(self.address, self._left[::-1])
-            self._left = []
-            return left  # noqa: ASYNC910
+            return await (self._receive_left() if self._left else self._receive())
         finally:
             self._receiving = False
 
     @trio.lowlevel.enable_ki_protection
     async def __anext__(self) -> PacketBatch[Address]:
-        # The one that is inherited could be interrupted with the batch in its hands.
+        # The one that is inherited could be interrupted with the batch in its hands. And not by a
+        # call of `receive`: most programs come this way, and each await has its price.
+        self._begin_to_receive()
         try:
-            return await self.receive()
+            return await (self._receive_left() if self._left else self._receive())
         except trio.EndOfChannel:
             raise StopAsyncIteration from None
+        finally:
+            self._receiving = False
+
+    async def _receive_left(self) -> PacketBatch[Address]:
+        """What `receive_packet` has not taken, as a batch."""
+        await trio.lowlevel.checkpoint()
+        if not self._left:  # not any more: it has been closed
+            return await self._receive()
+        # Made whole before they are taken: without memory for it, the next call gives them.
+        left = packed_for(self.address, self._left[::-1])
+        self._left = []
+        return left
 
     @trio.lowlevel.enable_ki_protection
     async def receive_packet(self) -> bytes:

@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, final
 from ._coalesce import datagram_count, split
 from ._losses import ReceiveLosses
 from ._train import Address, AddressT_co, PacketTrain, make_train
+from ._way_back import way_back
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from ._train import Way
 
 
 class PerTrainAddress(enum.Enum):
@@ -51,6 +54,14 @@ class Messages(Protocol):
     @property
     def losses(self) -> ReceiveLosses | None:
         """What did not come in; `None` where nothing is missing."""
+
+    @property
+    def one_way(self) -> bool:
+        """Whether all came to one address of ours, as far as that was asked for."""
+
+    def way_back(self) -> Way | None:
+        """How an answer to the first train leaves: from the address that it came to. `None` is
+        however the kernel likes, also where the address was not asked for."""
 
     def trains(self) -> tuple[PacketTrain, ...]:
         """The trains, one for each of ``count``, made now and over views of their own: a program
@@ -172,6 +183,15 @@ class TrainMessages:
     def of(cls, messages: Messages) -> TrainMessages:
         """Any messages, train by train."""
         return messages if isinstance(messages, cls) else cls.of_trains(messages.trains())
+
+    @property
+    def one_way(self) -> bool:
+        return self._trains is None or len({train.local_address for train in self._trains}) < 2
+
+    def way_back(self) -> Way | None:
+        if not self._trains:
+            return None
+        return way_back(self._trains[0].local_address, self._trains[0].interface_index)
 
     def trains(self) -> tuple[PacketTrain, ...]:
         return tuple(map(self.train, range(self.count)))

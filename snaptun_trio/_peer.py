@@ -11,20 +11,22 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
-from ._batch import PacketBatch, addressed, first_train, packed_for, part_of
+from ._batch import PacketBatch, addressed, messages_of, packed_for, part_of
 from ._channel import UdpChannel
 from ._errors import SendBatchError
 from ._groups import leaves_of
 from ._kernel._sockets import path_mtu
 from ._shared_flush import are_few, is_small
 from ._submitted import payload_of
-from ._train import Address, way_back
+from ._wake import wake
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Iterable
+
     from ._gathering import Item
     from ._sender import UdpBatchSender
     from ._statistics import ChannelStatistics
-    from ._train import Packet, Way
+    from ._train import Address, Packet, Way
 
 
 class Route(Protocol):
@@ -37,8 +39,6 @@ class Route(Protocol):
     _sender: UdpBatchSender
     _most_waiting: int
     """Datagrams that may wait for one peer's handler."""
-    _knows_ways: bool
-    """Whether trains tell which address of ours they came to."""
 
     def _forget(self, peer: PeerChannel) -> None:
         """The handler closed its channel."""
@@ -83,20 +83,20 @@ class PeerChannel(UdpChannel):
 
     def put(self, batch: PacketBatch[Address]) -> None:
         """Give the handler what has come, or as much of it as fits. Never waits."""
-        self._received += len(batch)
+        datagrams = len(batch)
+        self._received += datagrams
         if self._closed:
-            self._discarded += len(batch)
+            self._discarded += datagrams
             return
         if self._reader is not None and self._handed is None:
             self._handed = batch
-            trio.lowlevel.reschedule(self._reader)
+            wake(self._reader)
             return
         handed = 0 if self._handed is None else len(self._handed)
         room = self._route._most_waiting - self._waiting - handed - len(self._left)
-        if len(batch) > room:
-            fitting = part_of(batch, 0, room)
-            self._dropped += len(batch) - len(fitting)
-            batch = fitting
+        if datagrams > room:
+            batch = part_of(batch, 0, room)
+            self._dropped += datagrams - len(batch)
         if batch:
             if self._queue is None:
                 self._queue = deque()
@@ -105,11 +105,9 @@ class PeerChannel(UdpChannel):
 
     def note_way(self, batch: PacketBatch[Address]) -> None:
         """Answer from the address of ours that a batch came to."""
-        if self._route._knows_ways:
-            host, interface = way_back(first_train(batch))
-            way = None if host is None else (None, host, interface)
-            if way != self._way:
-                self._way, self._name = way, None
+        way = messages_of(batch)[0].way_back()
+        if way != self._way:
+            self._way, self._name = way, None
 
     def end(self) -> None:
         """Nothing more will come. What waits can still be received."""
@@ -120,29 +118,29 @@ class PeerChannel(UdpChannel):
         """Let the handler see that there is nothing more to wait for."""
         if self._reader is not None and self._handed is None:
             self._handed = _NOTHING
-            trio.lowlevel.reschedule(self._reader)
+            wake(self._reader)
 
     # -- for the handler
 
     async def _receive(self) -> PacketBatch[Address]:
-        await trio.lowlevel.checkpoint_if_cancelled()
-        batch = self._next()
-        if batch is not None:
+        if self._queue is not None or self._ended or self._closed:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            batch = self._next()
             await trio.lowlevel.cancel_shielded_checkpoint()
             return batch
         self._reader = trio.lowlevel.current_task()
-        await trio.lowlevel.wait_task_rescheduled(self._abort)
-        self._reader = None
+        try:
+            await trio.lowlevel.wait_task_rescheduled(self._abort)
+        finally:
+            self._reader = None
         handed, self._handed = self._handed, None
         if handed is None or handed is _NOTHING:
-            handed = self._next()
-            assert handed is not None, "woken for nothing"
-            return handed
+            return self._next()
         self.note_way(handed)
         return handed
 
-    def _next(self) -> PacketBatch[Address] | None:
-        """What waits, `None` where nothing does yet."""
+    def _next(self) -> PacketBatch[Address]:
+        """What waits, or why nothing does and never will."""
         self._check_open()
         if self._queue:
             batch = self._queue.popleft()
@@ -151,11 +149,10 @@ class PeerChannel(UdpChannel):
                 self._queue = None  # an idle peer keeps nothing
             self.note_way(batch)
             return batch
-        if self._ended:
-            end = trio.EndOfChannel("nothing more will come from this peer")
-            end._channel = self  # type: ignore[attr-defined]  # for `is_about_this`
-            raise end
-        return None
+        assert self._ended, "woken for nothing"
+        end = trio.EndOfChannel("nothing more will come from this peer")
+        end._channel = self  # type: ignore[attr-defined]  # for `is_about_this`
+        raise end
 
     def _abort(self, _: object) -> trio.lowlevel.Abort:
         self._reader = None
@@ -167,25 +164,23 @@ class PeerChannel(UdpChannel):
         else:
             await self._send_whole(batch)
 
-    async def _send_packets(self, packets: list[bytes]) -> None:
+    def _send_packets(self, packets: list[bytes]) -> Awaitable[None]:
         if are_few(packets):
-            await self._send_few(packets)
-        else:
-            await self._send_whole(packed_for(self._address, packets))
+            return self._send_few(packets)
+        return self._send_whole(packed_for(self._address, packets))
 
     def _send_packets_nowait(self, packets: list[bytes]) -> None:
         sender = self._route._sender
         if are_few(packets):
-            sender._unattended.put([self._item(packet) for packet in packets])
+            sender._unattended.put(self._items(packets))
         else:
             batch = addressed(packed_for(self._address, packets), self._address, self._way)
             sender._unattended.add(sender._accept(batch))
         self._sent += len(packets)
 
     async def _send_few(self, packets: list[bytes]) -> None:
-        items = [self._item(packet) for packet in packets]
-        failures = await self._route._sender._shared.send_items(items)
-        self._sent += len(items) - len(failures)
+        failures = await self._route._sender._shared.send_items(self._items(packets))
+        self._sent += len(packets) - len(failures)
         if failures:
             raise SendBatchError(failures)
 
@@ -201,16 +196,17 @@ class PeerChannel(UdpChannel):
     async def _send_packet(self, packet: Packet) -> None:
         sender = self._route._sender
         payload = payload_of(packet, self._address, sender.max_packet_size)
-        for failure in await sender._shared.send_items([self._item(payload)]):
+        for failure in await sender._shared.send_items(self._items([payload])):
             # Another one: the same refusal may be another peer's as well.
             raise OSError(failure.error.errno, failure.error.strerror)
         self._sent += 1
 
-    def _item(self, payload: bytes | memoryview) -> Item:
-        """A packet for the peer, as the sender's queue has it."""
-        if self._name is None:
-            self._name = self._route._sender._way_to(self._address, self._way)
-        return payload, len(payload), self._address, self._name, self._way
+    def _items(self, payloads: Iterable[bytes | memoryview]) -> list[Item]:
+        """Packets for the peer, as the sender's queue has them."""
+        address, name, way = self._address, self._name, self._way
+        if name is None:
+            name = self._name = self._route._sender._way_to(address, way)
+        return [(payload, len(payload), address, name, way) for payload in payloads]
 
     def _refused(self, error: OSError | SendBatchError) -> None:
         error._channel = self  # type: ignore[union-attr]  # for `is_about_this`

@@ -92,6 +92,17 @@ class PeerTable(Generic[PeerT]):
         else:
             self._strangers.move_to_end(peer.address)
 
+    def heard_from(self, address: Address, now: float) -> PeerT | None:
+        """`heard` of more, from whoever has this address: returns that peer, if there is one."""
+        peer = self._peers.get(address)
+        if peer is not None:
+            if peer.established:  # nearly always
+                peer.last_heard = now
+                self._established.move_to_end(address)
+            else:
+                self.heard(peer, now, more=True)
+        return peer
+
     def remove(self, peer: PeerT) -> None:
         """A peer is gone. One that is not there, or whose address is another's by now, is not."""
         if self._peers.get(peer.address) is peer:

@@ -69,9 +69,9 @@ class RelayFront:
         to_targets: FlowAccount,
         to_clients: FlowAccount,
     ) -> None:
-        knows_ways = is_wildcard(sock) and not settings.duplicate
         pool = PacketBufPool()
-        self.receiver = UdpBatchReceiver(sock, pool, packet_info=knows_ways)
+        answers_from_where_it_was_asked = is_wildcard(sock) and not settings.duplicate
+        self.receiver = UdpBatchReceiver(sock, pool, packet_info=answers_from_where_it_was_asked)
         self.sender = UdpBatchSender(sock)
         io = self.sender._io
         offloads = {"gro": not switched_off("GRO"), "gso": not switched_off("GSO")}
@@ -103,7 +103,6 @@ class RelayFront:
                     max_sessions=max_sessions,
                     session_rate=settings.session_rate,
                     idle_timeout=settings.idle_timeout,
-                    knows_ways=knows_ways,
                     options=settings.options,
                     to_targets=to_targets,
                     to_clients=to_clients,

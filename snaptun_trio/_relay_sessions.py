@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from ._batch import PacketBatch, batch_of, first_train, messages_of
+from ._batch import PacketBatch, messages_of
 from ._expiry import let_go_of_the_silent
 from ._kernel import _errnos
 from ._messages import PER_TRAIN_ADDRESS
@@ -20,7 +20,6 @@ from ._peer_table import PeerTable
 from ._rare_log import RareLog
 from ._relay_account import SessionCounts, accounts_of
 from ._rendezvous import choose
-from ._train import way_back
 from ._upstream import Upstream, send_each, send_or_drop
 
 if TYPE_CHECKING:
@@ -82,7 +81,6 @@ class RelaySessions:
       fan: between clients' socket and the sessions'.
       poller: is told which sockets to watch.
       targets: where to; at least one.
-      knows_ways: whether what clients send tells which address of ours it came to.
       to_targets, to_clients: the accounts.
 
     Attributes:
@@ -99,7 +97,6 @@ class RelaySessions:
         max_sessions: int,
         session_rate: int,
         idle_timeout: float,
-        knows_ways: bool,
         options: SocketOptions,
         to_targets: FlowAccount,
         to_clients: FlowAccount,
@@ -109,7 +106,6 @@ class RelaySessions:
         self._targets = targets
         self._idle_timeout = idle_timeout
         self._grain = min(idle_timeout / _NOTES, 1.0)
-        self._knows_ways = knows_ways
         self._options = options
         self._to_targets, self._to_clients = to_targets, to_clients
         self.accounts = accounts_of(targets, to_targets, {})
@@ -224,10 +220,7 @@ class RelaySessions:
         """
         target = choose(client, self._targets)
         account = self.accounts[target]
-        way: Way | None = None
-        if self._knows_ways:
-            host, interface = way_back(first_train(batch_of(first)))
-            way = None if host is None else (None, host, interface)
+        way = first.way_back()
         try:
             session = RelaySession(target, account, client, way, self._options, self._fan)
             try:

@@ -162,9 +162,8 @@ async def serve_udp(  # noqa: ASYNC910
         )
     server = None
     try:
-        knows_ways = is_wildcard(sock)
         receiver = UdpBatchReceiver(
-            sock, gro=gro, ecn=ecn, packet_info=knows_ways, timestamps=timestamps
+            sock, gro=gro, ecn=ecn, packet_info=is_wildcard(sock), timestamps=timestamps
         )
         sender = UdpBatchSender(sock, batch_size=_QUEUE, gso=gso)
         async with trio.open_nursery() as nursery:
@@ -173,7 +172,6 @@ async def serve_udp(  # noqa: ASYNC910
                 sender,
                 handler_nursery or nursery,
                 handler,
-                knows_ways=knows_ways,
                 max_peers=max_peers,
                 evict=evict,
                 peer_queue=peer_queue,

@@ -76,7 +76,6 @@ class UdpServer:
         nursery: trio.Nursery,
         handler: Handler,
         *,
-        knows_ways: bool,
         max_peers: int,
         evict: Eviction,
         peer_queue: int,
@@ -85,7 +84,6 @@ class UdpServer:
         on_error: OnError | None,
     ) -> None:
         self._sender = sender
-        self._knows_ways = knows_ways
         self._most_waiting = peer_queue
         self._receiver = receiver
         self._nursery = nursery
@@ -189,15 +187,14 @@ class UdpServer:
         try:
             parts = messages_of(batch)[0].by_address()
             least = batch.nbytes // _COPIED_BELOW if len(parts) > 1 else 0
-            now = trio.current_time()
+            now, heard_from = trio.current_time(), self._table.heard_from
             started = 0
             for address, messages in parts.items():
                 assert address is not None, "whatever was received came from somewhere"
                 part = batch_of(messages.detached() if messages.nbytes < least else messages)
-                for piece in _by_way(part) if self._knows_ways else (part,):
-                    peer = self._table.get(address)
+                for piece in (part,) if messages.one_way else _by_way(part):
+                    peer = heard_from(address, now)
                     if peer is not None:
-                        self._table.heard(peer, now, more=True)
                         peer.put(piece)
                     elif self._let_in(address, piece, now):
                         started += 1
@@ -350,9 +347,5 @@ async def _call(handler: Handler, channel: UdpChannel) -> None:
 
 def _by_way(part: PacketBatch[Address]) -> Iterator[PacketBatch[Address]]:
     """What came to one address of ours, and then what came to another one."""
-    hosts = {train.local_address for train in part.trains} if len(part) > 1 else ()
-    if len(hosts) < 2:
-        yield part
-    else:
-        for _, trains in groupby(part.trains, attrgetter("local_address")):
-            yield PacketBatch(trains)
+    for _, trains in groupby(part.trains, attrgetter("local_address")):
+        yield PacketBatch(trains)

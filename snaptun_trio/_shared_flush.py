@@ -16,6 +16,7 @@ import trio
 
 from ._batch import messages_of
 from ._flush import FlushStatus
+from ._wake import wake
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,17 +44,13 @@ _FEW_BYTES = 4096
 def is_small(batch: PacketBatch) -> bool:
     """Whether a batch is better gathered with what other tasks send."""
     messages, _ = messages_of(batch)
-    few = messages.plain and messages.datagrams > 0
-    return few and _is_little(messages.datagrams, messages.nbytes)
+    few = messages.plain and 0 < messages.datagrams < MANY
+    return few and messages.nbytes <= _FEW_BYTES
 
 
 def are_few(packets: list[bytes]) -> bool:
     """Whether packets, one at least, are better gathered with what other tasks send."""
-    return _is_little(len(packets), sum(map(len, packets)))
-
-
-def _is_little(datagrams: int, nbytes: int) -> bool:
-    return datagrams < MANY and nbytes <= _FEW_BYTES
+    return len(packets) < MANY and sum(map(len, packets)) <= _FEW_BYTES
 
 
 class _Waiting:
@@ -94,8 +91,7 @@ class SharedFlush:
         """Send some packets with what others queue meanwhile. Returns what was refused of them."""
         queue = self._queue
         await trio.lowlevel.checkpoint_if_cancelled()
-        self._waiter.check_open()
-        if self._has_room:
+        if self.has_room():
             gathering, places = queue.put_all(items)
         else:
             gathering, places = await self._enter(lambda: queue.put_all(items))
@@ -112,7 +108,7 @@ class SharedFlush:
     async def send_batch(self, pending: PendingSend, submission: Submission) -> None:
         """Send a batch; what becomes of it is in ``submission``."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        if self._has_room:
+        if self.has_room():
             self._queue.add(pending, submission)
         else:
             await self._enter(lambda: self._queue.add(pending, submission))
@@ -158,15 +154,10 @@ class SharedFlush:
             self._waiter.note(pending.errors)
             raise trio.WouldBlock
 
-    def check_room(self) -> None:
-        """Refuse to put anything in where that would have to wait. No checkpoint.
-
-        Raises:
-          trio.WouldBlock: the queue is full, or others stand before it.
-        """
+    def has_room(self) -> bool:
+        """Whether something may be put into the queue, and nobody waits to do so. No checkpoint."""
         self._waiter.check_open()
-        if not self._has_room:
-            raise trio.WouldBlock
+        return not self._to_let_in and self._queue.datagrams < self._most
 
     async def _have_a_turn(self, datagrams: int) -> None:
         """Let the others run, after sending what is queued, or before if it is little."""
@@ -206,11 +197,6 @@ class SharedFlush:
             self._let_go(task, waiting)
 
     # -- the line before a full queue, and who sends
-
-    @property
-    def _has_room(self) -> bool:
-        """Whether something may be put into the queue, and nobody waits to do so."""
-        return not self._to_let_in and self._queue.datagrams < self._most
 
     async def _enter(self, admission: Callable[[], ResultT]) -> ResultT:  # noqa: ASYNC910
         """Put something into the queue, by a call of ``admission`` when there is room.
@@ -287,7 +273,7 @@ class SharedFlush:
 
     def _let_go(self, task: trio.lowlevel.Task, waiting: _Waiting) -> None:
         if not waiting.to_send:
-            trio.lowlevel.reschedule(task)
+            wake(task)
         self._forget(task)
 
     def _wake(self) -> None:
@@ -311,4 +297,4 @@ class SharedFlush:
             task, first = next(iter(self._waiting.items()))
             if not first.to_send:
                 first.to_send = True
-                trio.lowlevel.reschedule(task)
+                wake(task)

@@ -13,8 +13,6 @@ from ._errors import PacketTooLargeError
 from ._train import PacketTrain, flat_view, payloads_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from ._train import Address, Packet
 
 
@@ -31,11 +29,8 @@ def payload_of(packet: Packet, address: Address | None, most: int) -> bytes | me
     return payload
 
 
-@trio.lowlevel.disable_ki_protection
-def payloads_taken(packets: Iterable[Packet]) -> list[bytes]:
-    """`payloads_of` an iterable that is the program's, and may go on for ever: Control-C interrupts
-    it."""
-    return payloads_of(packets)
+# The iterable is the program's, and may go on for ever: Control-C interrupts it, whoever calls.
+payloads_taken = trio.lowlevel.disable_ki_protection(payloads_of)
 
 
 def check_train(train: PacketTrain, most: int) -> None:

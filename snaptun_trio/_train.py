@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import enum
 import typing
-from functools import lru_cache
-from ipaddress import ip_address
 from mmap import mmap
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, final, overload
 
@@ -16,6 +14,7 @@ import attrs
 
 from ._brief import brief
 from ._coalesce import MAX_TRAIN_IPV4, MAX_TRAIN_IPV6, datagram_count, joined, split
+from ._way_back import way_back
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -271,7 +270,8 @@ class PacketTrain(Generic[AddressT_co]):
         Raises:
           TypeError, ValueError: see `pack`.
         """
-        local, interface = way_back(self)
+        way = way_back(self.local_address, self.interface_index)
+        _, local, interface = way or (None, None, None)
         return PacketTrain.pack(
             packets, self.address, local_address=local, interface_index=interface
         )
@@ -340,31 +340,6 @@ def check_way(
     if interface_index is not None:
         check_int("interface_index", interface_index, 1, 2**31 - 1)
     return None if ecn is None else ECN(ecn)
-
-
-def way_back(train: PacketTrain) -> tuple[str | None, int | None]:
-    """The address of ours that an answer leaves from, and the interface if that is part of it."""
-    local = train.local_address
-    if local is None or not _may_be_source(local):
-        return None, None
-    return local, train.interface_index if _is_link_local(local) else None
-
-
-@lru_cache(1024)
-def _may_be_source(host: str) -> bool:
-    """Whether a datagram can leave from a host that one was sent to: not so with a group."""
-    ip = ip_address(host)
-    ip = getattr(ip, "ipv4_mapped", None) or ip
-    return not (ip.is_multicast or ip == _BROADCAST)
-
-
-@lru_cache(1024)
-def _is_link_local(host: str) -> bool:
-    """Whether a host is one on some interface only: an IPv6 link-local one (RFC 4291, 2.5.6)."""
-    return ":" in host and ip_address(host).is_link_local
-
-
-_BROADCAST = ip_address("255.255.255.255")
 
 
 def max_train_bytes(address: Address | None) -> int:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from ._send_queue import Submission
+from ._wake import wake
 
 if TYPE_CHECKING:
     from ._gathering import Item
@@ -52,16 +53,16 @@ class Unattended:
         self._see_to_it()  # to the rest, and to what was refused
 
     def _make_room(self) -> None:
-        with contextlib.suppress(trio.WouldBlock):
-            self._shared.check_room()
-            return
-        # What is in the way may be nobody's any more, of a send that was cancelled: it would stay.
-        self._see_to_it()
-        self._shared.check_room()
+        if not self._shared.has_room():
+            # What is in the way may be nobody's any more, of a send that was cancelled: it would
+            # stay.
+            self._see_to_it()
+            if not self._shared.has_room():
+                raise trio.WouldBlock
 
     def _see_to_it(self) -> None:
         if self._sleeping is not None:
-            trio.lowlevel.reschedule(self._sleeping)
+            wake(self._sleeping)
             self._sleeping = None  # not before: without memory for that, the next call wakes it
         elif not self._attended:
             self._shared.now()

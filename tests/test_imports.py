@@ -23,7 +23,7 @@ ALL_FILES = sorted(PACKAGE.rglob("*.py"))
 COMMAND_LINE = [path for path in ALL_FILES if "_cli" in path.parts or path.name == "__main__.py"]
 FILES = [path for path in ALL_FILES if path not in COMMAND_LINE]
 # Values: what `_kernel` may know of the rooms above it. They know nothing of it.
-VALUES = {"_messages", "_train", "_coalesce", "_brief", "_losses", "_packing"}
+VALUES = {"_messages", "_train", "_way_back", "_coalesce", "_brief", "_losses", "_packing"}
 
 
 @attrs.frozen

@@ -31,7 +31,6 @@ class Route:
 
     local_address: Address = ("192.0.2.2", 443)
     _most_waiting: int = MOST
-    _knows_ways: bool = False
     _sender: Any = None
     forgotten: list[PeerChannel] = attrs.field(factory=list)
 

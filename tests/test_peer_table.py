@@ -66,6 +66,22 @@ class Comparison(RuleBasedStateMachine):
         self.present.append(peer)
 
     @rule(number=numbers)
+    def is_heard_from(self, number: int) -> None:
+        peer = self.find(number)
+        address = ("192.0.2.1", number)
+        if peer is None:
+            assert [table.heard_from(address, self.now) for table in self.tables] == [None] * 3
+            return
+        was = peer.established
+        for table in self.tables:
+            peer.established = was
+            assert table.heard_from(address, self.now) is peer
+            assert peer.last_heard == self.now
+            assert peer.established
+        self.present.remove(peer)
+        self.present.append(peer)
+
+    @rule(number=numbers)
     def goes(self, number: int) -> None:
         peer = self.find(number)
         if peer is not None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import socket
 import struct
 from typing import TYPE_CHECKING
 
@@ -30,12 +31,30 @@ pytestmark = pytest.mark.usefixtures("linux_backend")
 
 PEERS = [("127.0.0.1", 1000), ("127.0.0.2", 1000), ("192.0.2.9", 65_535)]
 
+
+PACKET_INFO = {(_abi.SOL_IP, _abi.IP_PKTINFO), (_abi.SOL_IPV6, _abi.IPV6_PKTINFO)}
+
+
+def came_to(host: str, interface: int = 1) -> tuple[int, int, bytes]:
+    """What the kernel says of where a message came to."""
+    if ":" in host:
+        packed = socket.inet_pton(socket.AF_INET6, host)
+        return _abi.SOL_IPV6, _abi.IPV6_PKTINFO, packed + struct.pack("=i", interface)
+    packed = socket.inet_aton(host)
+    return _abi.SOL_IP, _abi.IP_PKTINFO, struct.pack("=i4s4s", interface, packed, packed)
+
+
 gro = st.integers(0, 3000).map(lambda size: (17, 104, struct.pack("=i", size)))
 other = st.sampled_from(
     [
         (_abi.SOL_IP, _abi.IP_TOS, b"\x02"),
         (_abi.SOL_SOCKET, _abi.SO_TIMESTAMPNS, struct.pack("=qq", 5, 6)),
         (_abi.SOL_IP, _abi.IP_PKTINFO, struct.pack("=i4s4s", 1, bytes(4), b"\x7f\0\0\1")),
+        came_to("127.0.0.2"),
+        came_to("224.0.0.1"),
+        came_to("fe80::1", 7),
+        came_to("fe80::1", 8),
+        came_to("2001:db8::1", 7),
         (250, 250, b"unknown"),
     ]
 )
@@ -88,7 +107,10 @@ def plain_reading(message: Incoming) -> PacketTrain:
         elif kind == _abi.SO_TIMESTAMPNS:
             fields["timestamp_ns"] = 5_000_000_006
         elif kind == _abi.IP_PKTINFO:
-            fields |= {"interface_index": 1, "local_address": "127.0.0.1"}
+            fields |= {"interface_index": data[0], "local_address": socket.inet_ntoa(data[8:])}
+        elif (level, kind) == (_abi.SOL_IPV6, _abi.IPV6_PKTINFO):
+            host = socket.inet_ntop(socket.AF_INET6, data[:16])
+            fields |= {"interface_index": data[16], "local_address": host}
     address = _sockaddr.decode(message.name)
     return PacketTrain(message.payload, size, address, **fields)  # type: ignore[arg-type]
 
@@ -152,7 +174,13 @@ def check_batch(batch: PacketBatch, messages: list[Incoming]) -> None:
     assert batch.nbytes == sum(train.nbytes for train in expected)
     assert list(batch) == [(packet, train.address) for train in expected for packet in train]
     assert looked_at(batch.trains) == looked_at(expected)
-    assert looked_at(messages_of(batch)[0].trains()) == looked_at(expected)
+    told = messages_of(batch)[0]
+    assert looked_at(told.trains()) == looked_at(expected)
+    where = {tuple(said for said in one.controls if said[:2] in PACKET_INFO) for one in messages}
+    assert told.one_way == (len(where) == 1)
+    (answer,) = expected[0].reply([b"x"])
+    way = (None, answer.local_address, answer.interface_index)
+    assert told.way_back() == (None if answer.local_address is None else way)
 
 
 @given(calls=calls)

@@ -8,14 +8,19 @@ from __future__ import annotations
 import errno
 import socket
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from snaptun_trio import _relay_sessions
+from snaptun_trio._relay_sessions import RelaySession
 
 from . import ends, relays
 
 if TYPE_CHECKING:
     from snaptun_trio import Address
+    from snaptun_trio._relay_account import TargetAccount
+    from snaptun_trio._train import Way
 
 pytestmark = [
     pytest.mark.usefixtures("backend"),
@@ -109,13 +114,18 @@ async def test_an_address_that_is_gone_costs_its_own_client_only(
     udp: ends.MakeSocket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kernel refuses to send from it: that is counted, and others are answered meanwhile."""
-    from snaptun_trio import _relay_sessions
 
-    monkeypatch.setattr(
-        _relay_sessions,
-        "way_back",
-        lambda train: ("192.0.2.77" if train.local_address == "127.0.0.2" else None, None),
-    )
+    def opened(
+        target: Address,
+        account: TargetAccount,
+        client: Address,
+        way: Way,
+        *rest: Any,  # noqa: ANN401
+    ) -> RelaySession:
+        gone = (None, "192.0.2.77", None) if way[1] == "127.0.0.2" else way
+        return RelaySession(target, account, client, gone, *rest)
+
+    monkeypatch.setattr(_relay_sessions, "RelaySession", opened)
     target, clients = udp(), [udp() for _ in range(2)]
     async with relays.running([target], ("0.0.0.0", 0)) as relay:
         stage = relays.Stage(relay, clients)

@@ -225,7 +225,7 @@ async def test_where_many_wait_for_room_the_others_have_their_turn_all_the_same(
 async def test_the_task_that_there_was_no_memory_to_wake_is_woken_by_the_next_call(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def no_memory(_: object) -> NoReturn:
+    def no_memory(*_: object) -> NoReturn:
         raise MemoryError
 
     sock = ScriptedSocket()

@@ -135,7 +135,7 @@ async def test_who_has_no_memory_to_wait_is_forgotten(
         await trio.testing.wait_all_tasks_blocked()
         kernel.waits.wake()
     assert kernel.payloads == [b"0", b"1"]
-    assert sender._shared._has_room
+    assert sender._shared.has_room()
     check_law(sender)
 
 

@@ -6,11 +6,13 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from .._coalesce import MAX_SEGMENTS
 from .._messages import PER_TRAIN_ADDRESS, TrainMessages
 from .._train import make_train
+from .._way_back import way_back
 from . import _cmsg, _rows, _sockaddr
 from ._fan import Fan, Link, Received, Sent
 from ._interface import SocketIO
@@ -33,7 +35,19 @@ def _make_trains(rows: _rows.Rows, first: int, stop: int) -> tuple[PacketTrain, 
     return tuple(trains)
 
 
-_rows.use(_sockaddr.decode, _make_trains)
+@lru_cache(1024)
+def _control(way: Way, ipv4: bool) -> bytes | None:
+    return _cmsg.serialise(_cmsg.encode(0, *way, ipv4)) or None
+
+
+@lru_cache(1024)
+def _way_back(packet_info: bytes) -> Way | None:
+    """How an answer leaves, by the raw control messages that say where a message came to."""
+    _, host, interface, _ = _cmsg.read(packet_info)
+    return way_back(host, interface)
+
+
+_rows.use(_sockaddr.decode, _make_trains, _way_back)
 
 # More sockets than that are not read by one call of `receive_each`.
 _READ_AT_ONCE = 256
@@ -86,7 +100,11 @@ class LinuxIO(SocketIO):
     ) -> _rows.Outgoing:
         controls = None
         if any(ways):
-            controls = [way and self.control(name, *way) for name, way in zip(names, ways)]
+            control, ipv4 = self.control, self.family == _sockaddr.AF_INET
+            controls = [
+                way and (_control(way, True) if ipv4 else control(name, way))
+                for name, way in zip(names, ways)
+            ]
         rows = _rows.rows(payloads, sizes, names, controls, addresses)
         return _rows.outgoing(rows, True, self.family)
 
@@ -110,7 +128,7 @@ class LinuxIO(SocketIO):
             # The source belongs to the way to the train's own peer, see `PacketTrain.to`.
             ways = [(t.ecn, t.local_address, t.interface_index) for t in made.trains()]
             ways = ways if kept else [(ecn, None, None) for ecn, _, _ in ways]
-            controls = [self.control(name, *way) for name, way in zip(names, ways)]
+            controls = [self.control(name, way) for name, way in zip(names, ways)]
         return _rows.rows(made.payloads, made.segment_sizes, names, controls, made.addresses)
 
     def _names_of(self, addresses: list[Address | None]) -> list[bytes | None]:
@@ -127,17 +145,10 @@ class LinuxIO(SocketIO):
             names.append(name)
         return names
 
-    def control(
-        self,
-        name: bytes | None,
-        ecn: int | None,
-        local_address: str | None,
-        interface_index: int | None,
-    ) -> bytes | None:
+    def control(self, name: bytes | None, way: Way) -> bytes | None:
         """What a train asks for beside its address, as raw control messages."""
         ipv4 = _sockaddr.is_ipv4(name) if name else self.family == _sockaddr.AF_INET
-        control = _cmsg.encode(0, ecn, local_address, interface_index, ipv4)
-        return _cmsg.serialise(control) or None
+        return _control(way, ipv4)
 
 
 class LinuxFan(Fan):
@@ -152,7 +163,7 @@ class LinuxFan(Fan):
         link.handle = link.io.sock.fileno()
         link.name = _sockaddr.name_of(link.address, self._front.family)
         assert isinstance(self._front, LinuxIO)
-        link.control = None if way is None else self._front.control(link.name, *way)
+        link.control = None if way is None else self._front.control(link.name, way)
 
     def receive(self, links: Sequence[Link]) -> Received:
         links = links[:_READ_AT_ONCE]

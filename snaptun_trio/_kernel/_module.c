@@ -1,4 +1,4 @@
-/* The module: its types, its state, and the two functions of Python that are asked for what is rare.
+/* The module: its types, its state, and the three functions of Python that are asked for what is rare.
  */
 #include "_rows.h"
 
@@ -8,13 +8,15 @@
 
 State *state_of(PyObject *module) { return PyModule_GetState(module); }
 
-/* use(decode, make_trains): how a raw name becomes an address, and rows become trains. */
+/* use(decode, make_trains, way_back): how a raw name becomes an address, rows become trains, and
+ * packet information the way of an answer. */
 static PyObject *use(PyObject *module, PyObject *const *args, Py_ssize_t count) {
     State *state = state_of(module);
-    if (count != 2)
-        return PyErr_Format(PyExc_TypeError, "use takes 2 functions");
+    if (count != 3)
+        return PyErr_Format(PyExc_TypeError, "use takes 3 functions");
     set_reference(&state->decode, Py_NewRef(args[0]));
     set_reference(&state->make_trains, Py_NewRef(args[1]));
+    set_reference(&state->way_back, Py_NewRef(args[2]));
     Py_RETURN_NONE;
 }
 
@@ -118,6 +120,7 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg) {
     Py_VISIT(state->outgoing_type);
     Py_VISIT(state->decode);
     Py_VISIT(state->make_trains);
+    Py_VISIT(state->way_back);
     return 0;
 }
 
@@ -129,6 +132,7 @@ static int module_clear(PyObject *module) {
     Py_CLEAR(state->outgoing_type);
     Py_CLEAR(state->decode);
     Py_CLEAR(state->make_trains);
+    Py_CLEAR(state->way_back);
     return 0;
 }
 
@@ -141,7 +145,7 @@ static void module_free(void *module) {
 
 static PyMethodDef functions[] = {
     {"use", (PyCFunction)(void (*)(void))use, METH_FASTCALL,
-     "use(decode, make_trains): the functions that are asked for what is rare."},
+     "use(decode, make_trains, way_back): the functions that are asked for what is rare."},
     {"forbidden", forbidden, METH_NOARGS, "The call that this system lacks or forbids, or None."},
     {"rows", (PyCFunction)(void (*)(void))rows_of, METH_FASTCALL,
      "rows(payloads, sizes, names, controls, addresses) -> Rows of what a program made."},

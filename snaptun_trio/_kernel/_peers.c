@@ -1,4 +1,5 @@
-/* Who rows are from: names, the addresses that they are decoded to, and rows peer by peer.
+/* Who rows are from: names, the addresses that they are decoded to, and rows peer by peer; and which
+ * address of ours they came to.
  *
  * A stranger chooses the names: hashes have a seed of their own, tables are bounded by the rows that
  * there are, and what is remembered of names is bounded as well.
@@ -7,7 +8,6 @@
 
 #include <netinet/in.h>
 #include <stdlib.h>
-#include <string.h>
 
 /* Addresses that were decoded, by raw name. Bounded: a stranger chooses the names that we decode, and
  * may choose a new one for every datagram. Each name has four places that it can be in: with one, ten
@@ -257,4 +257,47 @@ PyObject *rows_by_address(Rows *rows, PyObject *Py_UNUSED(ignored)) {
         return NULL;
     }
     return parts;
+}
+
+/* -- where they came to */
+
+enum { PACKET_INFO_SIZE = 80 }; /* what IPv4 says takes 32, and what IPv6 says 40 */
+
+/* The control messages of a row that say where it came to, one after the other. Returns how many
+ * bytes that are. */
+static size_t packet_info(const struct row *row, char *info) {
+    struct cmsghdr found;
+    const char *said;
+    size_t length = 0;
+    for (size_t at = 0; (said = next_control(row->control, row->control_length, &at, &found));) {
+        size_t size = CMSG_ALIGN(found.cmsg_len);
+        if (((found.cmsg_level == IPPROTO_IP && found.cmsg_type == IP_PKTINFO) ||
+             (found.cmsg_level == IPPROTO_IPV6 && found.cmsg_type == IPV6_PKTINFO)) &&
+            size <= PACKET_INFO_SIZE - length) {
+            memset(info + length, 0, size); /* nobody wrote what fills it up */
+            memcpy(info + length, said, found.cmsg_len);
+            length += size;
+        }
+    }
+    return length;
+}
+
+/* Whether it says the same of all of them. */
+PyObject *rows_one_way(Rows *rows, void *Py_UNUSED(closure)) {
+    char first[PACKET_INFO_SIZE], other[PACKET_INFO_SIZE];
+    size_t length = rows->count > 1 && !rows->plain ? packet_info(&rows->rows[0], first) : 0;
+    if (rows->count > 1 && !rows->plain)
+        for (int i = 1; i < rows->count; i++)
+            if (packet_info(&rows->rows[i], other) != length || memcmp(first, other, length) != 0)
+                Py_RETURN_FALSE;
+    Py_RETURN_TRUE;
+}
+
+/* way_back() -> how an answer to the first of them leaves, or None. */
+PyObject *rows_way_back(Rows *rows, PyObject *Py_UNUSED(ignored)) {
+    char info[PACKET_INFO_SIZE];
+    size_t length = rows->count && !rows->plain ? packet_info(&rows->rows[0], info) : 0;
+    if (!length)
+        Py_RETURN_NONE;
+    return PyObject_CallFunction(rows->state->way_back, "y#", info, (Py_ssize_t)length);
 }

@@ -236,15 +236,13 @@ static void read_row(struct slab *slab, int index, size_t slot_size, char *plain
         return;
     const char *controls = slab->controls + (size_t)index * CONTROL_SIZE;
     int tells_more = row->flags != 0 || row->told != row->length; /* read once more, in Python */
-    for (size_t at = 0; at + sizeof(struct cmsghdr) <= control;) {
-        struct cmsghdr found;
-        memcpy(&found, controls + at, sizeof found);
-        if (found.cmsg_len < sizeof found || found.cmsg_len > control - at)
-            break; /* a length that lies ends the walk */
+    struct cmsghdr found;
+    const char *said;
+    for (size_t at = 0; (said = next_control(controls, control, &at, &found));) {
         int value;
         if (found.cmsg_level == SOL_UDP && found.cmsg_type == UDP_GRO) {
             if (found.cmsg_len >= CMSG_LEN(sizeof value)) {
-                memcpy(&value, controls + at + CMSG_LEN(0), sizeof value);
+                memcpy(&value, said + CMSG_LEN(0), sizeof value);
                 if (value > 0) /* zero would split into datagrams without end */
                     row->size = (uint32_t)value < row->length ? (uint32_t)value : row->length;
             }
@@ -252,7 +250,6 @@ static void read_row(struct slab *slab, int index, size_t slot_size, char *plain
             *plain = 0;
             tells_more = 1;
         }
-        at += CMSG_ALIGN(found.cmsg_len);
     }
     /* The segment size is the row's now. Left in, it would be sent when the row is forwarded, and
      * the kernel refuses it there. */

@@ -322,12 +322,14 @@ static PyMemberDef rows_members[] = {
 };
 static PyGetSetDef rows_getset[] = {
     {"losses", (getter)rows_losses, NULL, "Nothing is missing.", NULL},
+    {"one_way", (getter)rows_one_way, NULL, "Whether all came to one address of ours.", NULL},
     {"family", (getter)rows_family, NULL, "The address family of the peers, 0 for none.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 static PyMethodDef rows_methods[] = {
     {"packets", (PyCFunction)rows_packets, METH_NOARGS, "Each datagram with its address."},
     {"by_address", (PyCFunction)rows_by_address, METH_NOARGS, "The rows of each peer, by address."},
+    {"way_back", (PyCFunction)rows_way_back, METH_NOARGS, "How an answer to the first row leaves."},
     {"detached", (PyCFunction)rows_detached, METH_NOARGS, "The same on memory of their own."},
     {"row", (PyCFunction)rows_row, METH_O,
      "(data, bytes it had, segment size, address, control messages, flags) of one row"},

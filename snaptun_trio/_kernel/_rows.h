@@ -18,6 +18,7 @@
 #include <Python.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 #include <structmember.h>
 #include <sys/socket.h>
 
@@ -50,6 +51,20 @@ struct row {
     uint16_t flags; /* msg_flags, of a received row */
 };
 
+/* The control message at a place of several, which moves behind it; NULL where there is no other. A
+ * length that lies, less than a header or more than there is, ends the walk. */
+static inline const char *next_control(const char *controls, size_t length, size_t *place,
+                                       struct cmsghdr *found) {
+    size_t at = *place;
+    if (length < sizeof *found || at > length - sizeof *found)
+        return NULL;
+    memcpy(found, controls + at, sizeof *found);
+    if (found->cmsg_len < sizeof *found || found->cmsg_len > length - at)
+        return NULL;
+    *place = at + CMSG_ALIGN(found->cmsg_len);
+    return controls + at;
+}
+
 #define OBJECT(o) ((PyObject *)(o))
 
 /* Py_SETREF and Py_XSETREF are not in the limited API. */
@@ -66,6 +81,7 @@ typedef struct {
     PyTypeObject *pool_type, *lease_type, *rows_type, *outgoing_type;
     PyObject *decode;      /* (raw name) -> address */
     PyObject *make_trains; /* (rows, first, stop) -> tuple of trains */
+    PyObject *way_back;    /* (raw packet information) -> how an answer leaves */
     struct address_cache *addresses;
     uint32_t seed; /* of the hashes of names */
     struct tx *idle_tx; /* of the call before, for the next one */
@@ -110,6 +126,8 @@ void addresses_free(State *state);
 int same_name(const struct row *a, const struct row *b);
 Rows *rows_gathered(Rows *rows);
 PyObject *rows_by_address(Rows *rows, PyObject *ignored);
+PyObject *rows_one_way(Rows *rows, void *ignored);
+PyObject *rows_way_back(Rows *rows, PyObject *ignored);
 
 #ifdef SNAPTUN_TRIO_TEST_HOOKS
 /* All that is not Python's is allocated through these, so that a test can count it, and can let it

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import final
 
 from .._losses import ReceiveLosses
-from .._train import Address, PacketTrain
+from .._train import Address, PacketTrain, Way
 
 @final
 class Rows:
@@ -26,6 +26,9 @@ class Rows:
     def error(self) -> int: ...
     @property
     def family(self) -> int: ...
+    @property
+    def one_way(self) -> bool: ...
+    def way_back(self) -> Way | None: ...
     def row(
         self, index: int, /
     ) -> tuple[bytes | memoryview, int, int, Address | None, bytes, int]: ...
@@ -76,6 +79,7 @@ class Outgoing:
 def use(
     decode: Callable[[bytes], Address | None],
     make_trains: Callable[[Rows, int, int], tuple[PacketTrain, ...]],
+    way_back: Callable[[bytes], Way | None],
     /,
 ) -> None: ...
 def forbidden() -> str | None: ...

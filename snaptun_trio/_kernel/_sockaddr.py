@@ -24,6 +24,7 @@ AF_INET6 = int(socket.AF_INET6)
 # strangers turns over the same entries.
 CACHE_SIZE = 16_384
 
+_INET = AF_INET.to_bytes(2, sys.byteorder)  # what an IPv4 name begins with
 _MAPPED = bytes(10) + b"\xff\xff"  # ::ffff:0:0/96, an IPv4 peer on an IPv6 socket (RFC 4291)
 
 _IN = struct.Struct("=H2s4s8x")  # sockaddr_in: include/uapi/linux/in.h
@@ -117,7 +118,7 @@ def mapped(address: Address, family: int) -> Address:
 
 def is_ipv4(raw: bytes) -> bool:
     """Whether a raw ``sockaddr`` leads over IPv4: an IPv4 address, or a mapped one."""
-    return int.from_bytes(raw[:2], _BYTE_ORDER) == AF_INET or raw[8:20] == _MAPPED
+    return raw.startswith(_INET) or raw[8:20] == _MAPPED
 
 
 def numeric(host: str, family: socket.AddressFamily, whose: str = "socket") -> bytes:

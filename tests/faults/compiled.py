@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from snaptun_trio._kernel import _sockaddr
+from snaptun_trio._kernel import _abi, _linux, _sockaddr
 
 from .. import ends, system_calls
 from . import sockets
@@ -29,6 +29,7 @@ Case = tuple[Call, Check]
 
 decode = _sockaddr.decode.__wrapped__
 encode = _sockaddr.encode.__wrapped__
+way_back = _linux._way_back.__wrapped__
 
 
 def make_trains(rows: Any, first: int, stop: int) -> tuple[object, ...]:  # noqa: ANN401
@@ -46,7 +47,7 @@ class Scene:
     def __init__(self) -> None:
         self.rows: Any = importlib.import_module(COMPILED)
         system_calls.forget_addresses()
-        self.rows.use(decode, make_trains)
+        self.rows.use(decode, make_trains, way_back)
         self.into, self.out = sockets.udp(), sockets.udp()
         self.into.setsockopt(socket.SOL_IP, socket.IP_RECVTOS, 1)
         self.here, self.there = self.into.getsockname(), self.out.getsockname()
@@ -260,6 +261,11 @@ def detach_what_came_in(scene: Scene) -> Case:
     return rows.detached, check
 
 
+def ask_for_the_way_back(scene: Scene) -> Case:
+    scene.into.setsockopt(socket.SOL_IP, _abi.IP_PKTINFO, 1)
+    return scene.received(SMALL).way_back, equals((None, scene.here[0], None))
+
+
 def prepare_rows(scene: Scene, name: object, order: list[bytes]) -> Case:
     payloads, sizes, names, _, addresses = scene.made()
     rows = scene.rows.rows(payloads, sizes, names, None, addresses)
@@ -319,7 +325,7 @@ def ask_how_far_it_got(scene: Scene) -> Case:
 
 
 def use(scene: Scene) -> Case:
-    return partial(scene.rows.use, decode, make_trains), equals(None)
+    return partial(scene.rows.use, decode, make_trains, way_back), equals(None)
 
 
 def ask_what_is_forbidden(scene: Scene) -> Case:
@@ -366,6 +372,7 @@ CASES: dict[str, Callable[[Scene], Case]] = {
         part_what_a_program_made,
         part_what_one_peer_sent,
         detach_what_came_in,
+        ask_for_the_way_back,
         prepare_rows_for_one_peer,
         send,
         skip,
