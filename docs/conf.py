@@ -125,6 +125,7 @@ PUMP_TYPES = {
 }
 SERVER_TYPES = {
     "Handler": "Callable[[UdpChannel], Awaitable[object]]",
+    "Answer": "Callable[[bytes, Address], Packet | Iterable[Packet] | None]",
     "Admit": "Callable[[Address, PacketBatch[Address]], bool]",
     "OnError": "Callable[[Exception, UdpChannel], object]",
     "Eviction": "Literal['strangers', 'oldest', 'nobody']",

@@ -257,6 +257,25 @@ def merged(batches: Sequence[PacketBatch]) -> PacketBatch:
     return PacketBatch([train for batch in batches for train in batch.trains])
 
 
+def chosen(batch: PacketBatch[AddressT_co], places: list[int]) -> PacketBatch[AddressT_co]:
+    """Some of its datagrams, by their places in it; each a train of its own."""
+    each = [(train, packet) for train in batch.trains for packet in train]
+    return PacketBatch(
+        [
+            make_train(
+                packet,
+                len(packet),
+                train.address,
+                train.ecn,
+                train.local_address,
+                train.interface_index,
+                train.timestamp_ns,
+            )
+            for train, packet in map(each.__getitem__, places)
+        ]
+    )
+
+
 def part_of(batch: PacketBatch[AddressT_co], start: int, stop: int) -> PacketBatch[AddressT_co]:
     """Its datagrams from ``start`` to before ``stop``, as indices; over the same memory."""
     if start <= 0 and stop >= len(batch):

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from itertools import starmap
+from operator import length_hint
 from typing import TYPE_CHECKING
 
 import trio
@@ -26,7 +27,14 @@ def call_for_each(
 
     That a datagram is taken from the iterator and that the handler is entered with it is one step
     in C: no signal is heard in between.
+
+    Raises:
+      RuntimeError: the handler raised StopIteration, which here would end the loop (PEP 479).
     """
+    expected = length_hint(datagrams)
     for result in starmap(handler, datagrams):
+        expected -= 1
         if result is not None:
             check_result("handler", result)
+    if expected:
+        raise RuntimeError("handler raised StopIteration")

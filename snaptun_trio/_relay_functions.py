@@ -6,20 +6,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import trio
 
 from ._batch import PacketBatch, batch_of, messages_of, packed_for
-from ._brief import brief
 from ._coalesce import MAX_PAYLOAD_IPV6
 from ._messages import TrainMessages
 from ._plain import check_plain, check_result
-from ._submitted import payloads_taken
+from ._submitted import payloads_returned
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from ._messages import Messages
     from ._relay_client import RelayClient
@@ -29,8 +27,6 @@ if TYPE_CHECKING:
     RelayFunction: TypeAlias = Callable[[PacketBatch[Address], RelayClient], Returned]
     Admit: TypeAlias = Callable[[Address, PacketBatch[Address]], bool]
     OnError: TypeAlias = Callable[[Exception, RelayClient], object]
-
-_NO_PACKETS = (str, bytes, bytearray, memoryview)  # but one, or text
 
 
 class RelayFunctions:
@@ -141,17 +137,7 @@ class RelayFunctions:
 
 def _packed(name: str, result: object, client: RelayClient) -> Messages | None:
     """The packets that a function returned, whoever they are for."""
-    # To ask whether something is iterable costs as much as all the rest.
-    if type(result) is not list and (
-        isinstance(result, _NO_PACKETS) or not isinstance(result, Iterable)
-    ):
-        check_result(name, result)
-        told = brief(result, 80)
-        raise TypeError(f"{name} returns a PacketBatch, the packets or None, not {told}")
-    try:
-        packets = payloads_taken(result)
-    except TypeError as error:
-        raise TypeError(f"of what {name} returned: {error}") from error
+    packets = payloads_returned(name, result, "a PacketBatch, the packets or None")
     return messages_of(packed_for(client.address, packets))[0] if packets else None
 
 

@@ -25,6 +25,7 @@ from ._train import check_flags, check_int
 if TYPE_CHECKING:
     import socket as stdlib_socket
 
+    from ._answers import Answer
     from ._kernel._interface import Socket
     from ._peer_table import Eviction
     from ._server import Admit, Handler, OnError
@@ -50,6 +51,7 @@ async def serve_udp(  # noqa: ASYNC910
     evict: Eviction = "strangers",
     peer_queue: int = 256,
     idle_timeout: float = 60.0,
+    answer: Answer | None = None,
     admit: Admit | None = None,
     on_error: OnError | None = None,
     reuse_port: bool = False,
@@ -113,10 +115,15 @@ async def serve_udp(  # noqa: ASYNC910
         them is whoever was silent for longest, or ``"nobody"``.
       peer_queue: how many datagrams may wait for one handler.
       idle_timeout: seconds; `math.inf` for never.
+      answer: a plain function ``(packet, address)`` that is asked about each datagram first, in
+        their order. What it returns is sent at once: a packet, or several in an iterable, or none
+        in an empty one. For `None` the datagram goes to the peer's handler. So what can be answered
+        without waiting costs no task, and a stranger no place among the peers.
       admit: a plain function ``(address, first_batch) -> bool`` that decides before a handler is
         started. What it refuses is counted.
-      on_error: a plain function ``(exception, channel) -> None`` that is called with what a handler
-        or ``admit`` raises, also where nothing can be sent to the peer. Then the server goes on.
+      on_error: a plain function ``(exception, channel) -> None`` that is called with what a
+        handler, ``answer`` or ``admit`` raises, also where nothing can be sent to the peer. Then
+        the server goes on.
       reuse_port, receive_buffer, send_buffer, fragment: see `open_udp_socket`.
       gro, ecn, timestamps: see `UdpBatchReceiver`.
       gso: see `UdpBatchSender`.
@@ -125,11 +132,11 @@ async def serve_udp(  # noqa: ASYNC910
     Raises:
       OSError: the address cannot be bound, or the socket failed.
       TypeError, ValueError: an argument has the wrong type, or a number is out of its range.
-      Exception: what a handler, ``admit`` or ``on_error`` raises. A single one of a nursery of its
-        own is not wrapped in a group.
+      Exception: what a handler, ``answer``, ``admit`` or ``on_error`` raises. A single one of a
+        nursery of its own is not wrapped in a group.
     """
     _check_handler(handler)
-    for name, function in (("admit", admit), ("on_error", on_error)):
+    for name, function in (("answer", answer), ("admit", admit), ("on_error", on_error)):
         if function is not None:
             check_plain(name, function)
     check_int("max_peers", max_peers, 1, 2**31)
@@ -176,6 +183,7 @@ async def serve_udp(  # noqa: ASYNC910
                 evict=evict,
                 peer_queue=peer_queue,
                 idle_timeout=idle_timeout,
+                answer=answer,
                 admit=admit,
                 on_error=on_error,
             )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, final
 
 import trio
 
+from ._answers import Answers
 from ._batch import PacketBatch, batch_of, messages_of
 from ._brief import brief
 from ._errors import SendBatchError
@@ -30,8 +31,8 @@ from ._statistics import ServerStatistics
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
+    from ._answers import Answer
     from ._channel import UdpChannel
-    from ._errors import SendFailure
     from ._peer_table import Eviction
     from ._receiver import UdpBatchReceiver
     from ._sender import UdpBatchSender
@@ -80,6 +81,7 @@ class UdpServer:
         evict: Eviction,
         peer_queue: int,
         idle_timeout: float,
+        answer: Answer | None,
         admit: Admit | None,
         on_error: OnError | None,
     ) -> None:
@@ -89,6 +91,7 @@ class UdpServer:
         self._nursery = nursery
         self._handler = handler
         self._idle_timeout = idle_timeout
+        self._answers = answer and Answers(answer, sender, self._ask_about_sender)
         self._admit = admit
         self._on_error = on_error
         self._local_address = receiver.local_address
@@ -135,7 +138,10 @@ class UdpServer:
             datagrams_delivered=self._delivered + sum(one.datagrams_delivered for one in each),
             datagrams_waiting=self._handing_out + sum(one.datagrams_waiting for one in each),
             datagrams_dropped=self._dropped + sum(one.datagrams_dropped for one in each),
-            datagrams_discarded=self._discarded + sum(one.datagrams_discarded for one in each),
+            datagrams_discarded=self._discarded
+            + (self._answers.failed if self._answers else 0)
+            + sum(one.datagrams_discarded for one in each),
+            datagrams_answered=self._answers.answered if self._answers else 0,
             datagrams_refused=self._refused,
             datagrams_shed=self._shed,
             receiver=self._receiver.statistics(),
@@ -149,45 +155,74 @@ class UdpServer:
         busy = False
         with trio.CancelScope() as scope, self._receiver._waits_in(scope):
             async for batch in self._receiver:
-                await self._hand_out(batch)
                 was_busy, busy = busy, self._receiver._filled or self._is_much(batch)
-                del batch  # or it would keep its slab while the next is waited for
+                left = self._take_in(batch)
+                for_handlers = len(left) > 0
+                if for_handlers:
+                    await self._hand_out(left)
+                del batch, left  # or they would keep their slab while the next is waited for
+                if self._answers is not None and not self._sender.is_empty:
+                    await self._send_answers()
                 # After a full batch comes what was left over, which says nothing of the next one.
-                if not (busy or was_busy):
+                if for_handlers and not (busy or was_busy):
                     for _ in range(_TURNS_TO_ANSWER):
                         await trio.lowlevel.checkpoint()
 
     @trio.lowlevel.enable_ki_protection
     async def _send_what_nobody_waits_for(self) -> None:  # noqa: ASYNC910
-        sender = self._sender
         with contextlib.suppress(trio.ClosedResourceError):  # of which receiving tells
             while True:
-                await sender._unattended.attend()
-                for failure in sender._take_unclaimed():
-                    self._note_untold(failure)
+                await self._sender._unattended.attend()
+                self._note_untold()
 
-    def _note_untold(self, failure: SendFailure) -> None:
-        """Something could not be sent for which no handler waits."""
-        error, address = failure.error, failure.train.address
-        peer = None if address is None else self._table.get(address)
-        if peer is not None:
-            peer._learn_sizes([failure])
-        message = "an answer could not be sent: %s; it was for %s"
-        self._rare_log.warn(error.errno or 0, message, error, address)
+    def _note_untold(self) -> None:
+        """See what could not be sent for which no handler waits."""
+        for failure in self._sender._take_unclaimed():
+            error, address = failure.error, failure.train.address
+            peer = None if address is None else self._table.get(address)
+            if peer is not None:
+                peer._learn_sizes([failure])
+            message = "an answer could not be sent: %s; it was for %s"
+            self._rare_log.warn(error.errno or 0, message, error, address)
 
     def _is_much(self, batch: PacketBatch) -> bool:
         """Whether thrice as much might not fit the kernel's buffer."""
         taken = batch.nbytes * _BYTES_A_BYTE + len(batch) * _BYTES_A_DATAGRAM
         return taken * _MUCH_OF_BUFFER > self._receive_buffer > 0
 
-    async def _hand_out(self, batch: PacketBatch[Address]) -> None:  # noqa: ASYNC910
-        """Give each peer what it sent."""
+    async def _send_answers(self) -> None:  # noqa: ASYNC910
+        """Send what was answered at once, and wait for the socket if need be: so the server takes
+        in no more than can be answered."""
+        await self._sender._shared.until_over(self._sender._queue.last_number)
+        self._note_untold()
+
+    def _take_in(self, batch: PacketBatch[Address]) -> PacketBatch[Address]:
+        """Count what has come, and have queued what can be answered at once. Returns what is left
+        for handlers."""
         self._received += len(batch)
         self._handing_out = len(batch)
+        if self._answers is None:
+            return batch
         try:
+            answers, left = self._answers.settle(batch)
+        except BaseException:
+            self._discard_what_is_left()
+            raise
+        self._handing_out = len(left)
+        if answers:
+            self._sender._queue.put_all(answers, owned=False)
+        if len(self._table) and len(left) < len(batch):  # peers that ask are not silent
+            now = trio.current_time()
+            for address in {address for _, address in batch}:
+                self._table.heard_from(address, now)
+        return left
+
+    async def _hand_out(self, batch: PacketBatch[Address]) -> None:  # noqa: ASYNC910
+        """Give each peer what it sent."""
+        try:
+            now, heard_from = trio.current_time(), self._table.heard_from
             parts = messages_of(batch)[0].by_address()
             least = batch.nbytes // _COPIED_BELOW if len(parts) > 1 else 0
-            now, heard_from = trio.current_time(), self._table.heard_from
             started = 0
             for address, messages in parts.items():
                 assert address is not None, "whatever was received came from somewhere"
@@ -204,9 +239,12 @@ class UdpServer:
                     await trio.lowlevel.cancel_shielded_checkpoint()
                     started = 0
         finally:
-            # Where the program raised, nobody gets the rest.
-            self._discarded += self._handing_out
-            self._handing_out = 0
+            self._discard_what_is_left()
+
+    def _discard_what_is_left(self) -> None:
+        """Where the program raised, nobody gets the rest of a batch."""
+        self._discarded += self._handing_out
+        self._handing_out = 0
 
     def _let_in(self, address: Address, first: PacketBatch[Address], now: float) -> bool:
         """Start a handler for a new peer, if there is room and nothing speaks against it."""
@@ -243,6 +281,11 @@ class UdpServer:
             self._ask_about(error, peer)
             return False
         return bool(verdict)
+
+    def _ask_about_sender(self, error: Exception, address: Address) -> None:
+        """The same of what one sent who need not be a peer."""
+        peer = self._table.get(address) or PeerChannel(self, address, trio.current_time())
+        self._ask_about(error, peer)
 
     def _ask_about(self, error: Exception, peer: PeerChannel) -> None:
         """Let the program say what an error is; without a word of it, it goes up."""

@@ -158,10 +158,11 @@ class ServerStatistics:
     """A snapshot of a `UdpServer`. At any time::
 
         datagrams_received == (datagrams_delivered + datagrams_waiting + datagrams_dropped
-                               + datagrams_discarded + datagrams_refused + datagrams_shed)
+                               + datagrams_discarded + datagrams_answered + datagrams_refused
+                               + datagrams_shed)
 
-    *Waiting* and *dropped* are of the peers' queues, *refused* is ``admit``'s doing, and *shed*
-    came from newcomers for whom there was no room.
+    *Waiting* and *dropped* are of the peers' queues, *answered* is ``answer``'s doing and *refused*
+    ``admit``'s, and *shed* came from newcomers for whom there was no room.
     """
 
     peers: int
@@ -189,7 +190,10 @@ class ServerStatistics:
     datagrams_dropped: int
     """Of those, what was dropped because too many waited for the same handler."""
     datagrams_discarded: int
-    """Of those, what still waited when a handler returned, or when the server failed."""
+    """Of those, what still waited when a handler returned, or when the server failed; and where
+    ``answer`` raised."""
+    datagrams_answered: int
+    """Of those, what ``answer`` settled. Its answers are in ``sender``, with all that was sent."""
     datagrams_refused: int
     """Of those, what ``admit`` refused."""
     datagrams_shed: int

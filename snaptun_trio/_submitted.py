@@ -4,12 +4,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import trio
 
 from ._brief import brief
 from ._errors import PacketTooLargeError
+from ._plain import check_result
 from ._train import PacketTrain, flat_view, payloads_of
 
 if TYPE_CHECKING:
@@ -31,6 +33,33 @@ def payload_of(packet: Packet, address: Address | None, most: int) -> bytes | me
 
 # The iterable is the program's, and may go on for ever: Control-C interrupts it, whoever calls.
 payloads_taken = trio.lowlevel.disable_ki_protection(payloads_of)
+
+
+_NO_PACKETS = (str, bytes, bytearray, memoryview)  # but one, or text
+
+
+def payloads_returned(name: str, result: object, may_be: str) -> list[bytes]:
+    """The bytes of the packets that a function of the program's returned.
+
+    Args:
+      name: the function.
+      result: what it returned, and what should be packets.
+      may_be: what it may return, for the message.
+
+    Raises:
+      TypeError: it is something else.
+      Exception: what an iterable of the program's raises.
+    """
+    # To ask whether something is iterable costs as much as all the rest.
+    if type(result) is not list and (
+        isinstance(result, _NO_PACKETS) or not isinstance(result, Iterable)
+    ):
+        check_result(name, result)
+        raise TypeError(f"{name} returns {may_be}, not {brief(result, 80)}")
+    try:
+        return payloads_taken(result)
+    except TypeError as error:
+        raise TypeError(f"of what {name} returned: {error}") from error
 
 
 def check_train(train: PacketTrain, most: int) -> None:

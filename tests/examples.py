@@ -69,6 +69,14 @@ def _running(command: list[str], stdin: int | None = None) -> Iterator[subproces
             process.kill()  # or leaving the block would wait for it for ever
 
 
+def first_line(process: subprocess.Popen[str], pattern: str) -> re.Match[str]:
+    """The first line that a program prints, which is to match."""
+    assert process.stdout is not None
+    found = re.fullmatch(pattern, process.stdout.readline())
+    assert found is not None
+    return found
+
+
 class Lines:
     """What a program prints, line by line, without waiting for ever."""
 

@@ -135,6 +135,7 @@ def check_law(statistics: ServerStatistics) -> ServerStatistics:
         + statistics.datagrams_waiting
         + statistics.datagrams_dropped
         + statistics.datagrams_discarded
+        + statistics.datagrams_answered
         + statistics.datagrams_refused
         + statistics.datagrams_shed
     ), statistics

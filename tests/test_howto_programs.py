@@ -19,7 +19,7 @@ from snaptun_trio import PacketBatch, UdpBatchReceiver, UdpChannel, open_udp_cha
 from snaptun_trio.testing import memory_channel_pair
 
 from . import ends, relaying
-from .examples import example, program
+from .examples import example, first_line, program
 
 if TYPE_CHECKING:
     import subprocess
@@ -30,13 +30,6 @@ if TYPE_CHECKING:
     from snaptun_trio import Address, UdpServer
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="this is Linux's")
-
-
-def first_line(process: subprocess.Popen[str], pattern: str) -> re.Match[str]:
-    assert process.stdout is not None
-    found = re.fullmatch(pattern, process.stdout.readline())
-    assert found is not None
-    return found
 
 
 def ask(host: str, port: str, question: bytes) -> bytes:

@@ -53,6 +53,29 @@ async def test_nothing_is_lost_doubled_or_invented_wherever_a_handler_raises(
     assert statistics.datagrams_delivered == len(PACKETS) + 1, "and the fence behind them"
 
 
+@pytest.mark.parametrize("raise_at", range(len(PACKETS)))
+async def test_nor_where_it_raises_what_would_end_a_loop(pair: ends.Pair, raise_at: int) -> None:
+    """StopIteration, of a forgotten `next` for one: it is an error, as in a generator (PEP 479)."""
+    trains = [train for shape in SHAPES for train in PacketTrain.pack(shape, pair.target)]
+    await pair.sender.send(PacketBatch(trains))
+    found: list[bytes] = []
+
+    def handler(packet: bytes, address: Address | None) -> None:
+        found.append(packet)
+        if len(found) == raise_at + 1:
+            next(iter(()))
+
+    with trio.fail_after(ends.PATIENCE):
+        with pytest.raises(RuntimeError, match="handler raised StopIteration"):
+            while True:
+                await pair.receiver.recv_batch(handler)
+        assert len(found) == raise_at + 1
+        while len(found) < len(PACKETS):
+            await pair.receiver.recv_batch(handler)
+    assert found == PACKETS
+    ends.expect_only(pair, [])
+
+
 async def test_a_handler_that_raises_at_every_datagram_still_gets_each_once(
     pair: ends.Pair,
 ) -> None:

@@ -52,9 +52,6 @@ other = st.sampled_from(
         (_abi.SOL_IP, _abi.IP_PKTINFO, struct.pack("=i4s4s", 1, bytes(4), b"\x7f\0\0\1")),
         came_to("127.0.0.2"),
         came_to("224.0.0.1"),
-        came_to("fe80::1", 7),
-        came_to("fe80::1", 8),
-        came_to("2001:db8::1", 7),
         (250, 250, b"unknown"),
     ]
 )
@@ -108,9 +105,6 @@ def plain_reading(message: Incoming) -> PacketTrain:
             fields["timestamp_ns"] = 5_000_000_006
         elif kind == _abi.IP_PKTINFO:
             fields |= {"interface_index": data[0], "local_address": socket.inet_ntoa(data[8:])}
-        elif (level, kind) == (_abi.SOL_IPV6, _abi.IPV6_PKTINFO):
-            host = socket.inet_ntop(socket.AF_INET6, data[:16])
-            fields |= {"interface_index": data[16], "local_address": host}
     address = _sockaddr.decode(message.name)
     return PacketTrain(message.payload, size, address, **fields)  # type: ignore[arg-type]
 
@@ -181,6 +175,35 @@ def check_batch(batch: PacketBatch, messages: list[Incoming]) -> None:
     (answer,) = expected[0].reply([b"x"])
     way = (None, answer.local_address, answer.interface_index)
     assert told.way_back() == (None if answer.local_address is None else way)
+
+
+@pytest.mark.parametrize(
+    ("where", "one_way", "way"),
+    [
+        ([[]], True, None),
+        ([[came_to("fe80::1", 7)]] * 2, True, (None, "fe80::1", 7)),
+        ([[came_to("fe80::1", 7)], [came_to("fe80::1", 8)]], False, (None, "fe80::1", 7)),
+        ([[came_to("2001:db8::1", 7)]] * 2, True, (None, "2001:db8::1", None)),
+        ([[came_to("ff02::1", 7)], []], False, None),
+        (
+            [[came_to("::ffff:127.0.0.1"), came_to("127.0.0.1")]] * 2,
+            True,
+            (None, "::ffff:127.0.0.1", None),
+        ),
+        ([[(_abi.SOL_IP, _abi.IP_PKTINFO, b"short")], []], False, None),
+        ([[(_abi.SOL_IP, _abi.IP_PKTINFO, bytes(100))]] * 2, True, None),
+        ([[came_to("::1")] * 3, [came_to("::1")] * 2], True, (None, "::1", None)),
+    ],
+)
+def test_an_answer_goes_back_from_where_a_batch_came_to(
+    receivers: Callable[[], ReceiveScripted],
+    where: list[list[tuple[int, int, bytes]]],
+    one_way: bool,
+    way: object,
+) -> None:
+    name = _sockaddr.encode(PEERS[0], _sockaddr.AF_INET)
+    told = messages_of(receivers()([Incoming(b"x", name, tuple(each)) for each in where]))[0]
+    assert (told.one_way, told.way_back()) == (one_way, way)
 
 
 @given(calls=calls)

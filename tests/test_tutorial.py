@@ -7,7 +7,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
-import re
 import signal
 import socket
 import sys
@@ -21,19 +20,10 @@ import trio.testing
 from snaptun_trio import open_udp_channel, serve_udp
 
 from . import ends
-from .examples import example, program, program_on
+from .examples import example, first_line, program, program_on
 
 if TYPE_CHECKING:
-    import subprocess
-
     from snaptun_trio import UdpServer
-
-
-def first_line(process: subprocess.Popen[str], pattern: str) -> re.Match[str]:
-    assert process.stdout is not None
-    found = re.fullmatch(pattern, process.stdout.readline())
-    assert found is not None
-    return found
 
 
 @pytest.mark.core

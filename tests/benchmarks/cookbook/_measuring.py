@@ -23,7 +23,7 @@ from .._sittings import CannotError, Effort
 from ..relays._contenders import HOST, Contender
 from ..relays._running import running
 from . import _loads
-from ._rows import NOWAIT, OURS, PUMP, TASKS, TRIO_SOCKET
+from ._rows import ANSWER, OURS, PUMP, TASKS, TRIO_SOCKET
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -39,7 +39,7 @@ WARM_UP = 0.2  # seconds, at most
 
 
 SERVERS = {
-    NOWAIT: "_nowait_server.py",
+    ANSWER: "_answering_server.py",
     PUMP: "_pump_server.py",
     TRIO_SOCKET: "_peer_trio_socket.py",
 }

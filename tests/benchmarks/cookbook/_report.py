@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._report import number, rst_document, show
 from .._sittings import CANNOT, reasons
-from ._rows import LOOPS, NOWAIT, OURS, PUMP, TASKS, TRIO_SOCKET
+from ._rows import ANSWER, LOOPS, OURS, PUMP, TASKS, TRIO_SOCKET
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -33,7 +33,7 @@ class Table:
     is_rate: bool = False
 
 
-ALL = (OURS, NOWAIT, PUMP, TRIO_SOCKET, *LOOPS, *TASKS)
+ALL = (OURS, ANSWER, PUMP, TRIO_SOCKET, *LOOPS, *TASKS)
 TABLES = (
     Table(
         "CPU microseconds a datagram or a question, of the program's process",
@@ -80,7 +80,7 @@ def cell(measured: Measured, table: Table, name: str) -> str:
 
 def head(table: Table) -> list[str]:
     """A table's first line."""
-    called = {OURS: "ours", NOWAIT: "ours, nowait", PUMP: "ours, a pump"}
+    called = {OURS: "ours", ANSWER: "ours, answer=", PUMP: "ours, a pump"}
     return ["program", "load", *(called.get(name, name) for name in table.names)]
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 OURS, TRIO_SOCKET = "snaptun_trio", "trio.socket"
-NOWAIT, PUMP = "snaptun_trio, nowait", "snaptun_trio, a pump"
+ANSWER, PUMP = "snaptun_trio, answer=", "snaptun_trio, a pump"
 LOOPS = ("asyncio", "uvloop")
 TASKS = tuple(f"{loop}, tasks" for loop in LOOPS)
 QUESTIONS = ("dns_forwarder", "dns_server")
@@ -48,7 +48,7 @@ class Row:
         server = self.program == "dns_server"
         names = LOOPS + TASKS if server else LOOPS
         loops = (name for name in names if "uvloop" not in name or find_spec("uvloop"))
-        more = (NOWAIT, PUMP, TRIO_SOCKET) if server else ()
+        more = (ANSWER, PUMP, TRIO_SOCKET) if server else ()
         return (OURS, *more, *loops)
 
 

@@ -1,0 +1,129 @@
+# What a server answers at once: datagrams that a plain function settles, without a peer's task.
+#
+# The function is the program's own, and is asked about one datagram after the other. What it
+# returns is kept for the sender's queue, and what it leaves goes on as if there were no function.
+# This file must not know peers, nor when something is sent.
+
+from __future__ import annotations
+
+from itertools import repeat, starmap
+from operator import length_hint
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import trio
+
+from ._batch import PacketBatch, chosen, messages_of
+from ._errors import PacketTooLargeError
+from ._submitted import payloads_returned
+from ._way_back import way_back
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from ._gathering import Item
+    from ._sender import UdpBatchSender
+    from ._train import Address, Packet, Way
+
+    Returned: TypeAlias = Packet | Iterable[Packet] | None
+    Answer: TypeAlias = Callable[[bytes, Address], Returned]
+    # One packet, several, or nothing at all, which leaves the datagram to a handler.
+    _Answered: TypeAlias = bytes | Sequence[bytes] | None
+    AskAbout: TypeAlias = Callable[[Exception, Address], object]
+
+_NOTHING: Final = PacketBatch[Any](())
+
+
+class Answers:
+    """The function of one server, and what became of what it was asked about.
+
+    Args:
+      answer: see `serve_udp`.
+      sender: what they are to leave by.
+      ask_about: is told what the function raises. It raises that where the server is to end.
+
+    Attributes:
+      answered: the datagrams that the function has settled, with answers or without.
+      failed: the datagrams at which it raised.
+    """
+
+    def __init__(self, answer: Answer, sender: UdpBatchSender, ask_about: AskAbout) -> None:
+        self._answer = answer
+        self._sender = sender
+        self._ask_about = ask_about
+        self.answered = self.failed = 0
+
+    def settle(self, came: PacketBatch[Address]) -> tuple[list[Item], PacketBatch[Address]]:
+        """Ask about all that came. Returns the answers, as the sender's queue has them, and what is
+        left for handlers."""
+        datagrams = came.packets()
+        returned, failed = self._ask_all(datagrams)
+        left = [place for place, one in enumerate(returned) if one is None]
+        if len(left) == len(returned):
+            return [], came
+        items: list[Item] = []
+        name_of = self._sender._queue.name
+        for one, (_, address), way in zip(returned, datagrams, _ways_back(came)):
+            if isinstance(one, bytes):
+                items.append((one, len(one), address, name_of(address), way))
+            elif one:
+                name = name_of(address)
+                items += [(packet, len(packet), address, name, way) for packet in one]
+        # Only now: if something is raised before, nobody gets anything of the batch.
+        self.failed += failed
+        self.answered += len(returned) - len(left) - failed
+        return items, chosen(came, left) if left else _NOTHING
+
+    def _ask_all(self, datagrams: list[tuple[bytes, Address]]) -> tuple[list[_Answered], int]:
+        """What is answered to each datagram, and how often the function raised instead."""
+        asked_about = iter(datagrams)
+        calls = starmap(self._answer, asked_about)
+        answered: list[_Answered] = []
+        failed = 0
+        while True:
+            try:
+                _take(calls, self._sender.max_packet_size, answered)
+                if len(answered) == len(datagrams):
+                    return answered, failed
+                raise RuntimeError("answer raised StopIteration")  # see PEP 479
+            except Exception as error:
+                place = len(answered)
+                if place == len(datagrams) - length_hint(asked_about):
+                    raise  # it was asked nothing: there is no memory to ask with
+                answered.append(())
+                failed += 1
+                self._ask_about(error, datagrams[place][1])
+
+
+def _ways_back(came: PacketBatch[Address]) -> Iterable[Way | None]:
+    """How an answer to each datagram leaves."""
+    messages = messages_of(came)[0]
+    if messages.one_way:
+        return repeat(messages.way_back())
+    return [
+        way_back(train.local_address, train.interface_index)
+        for train in came.trains
+        for _ in range(len(train))
+    ]
+
+
+@trio.lowlevel.disable_ki_protection
+def _take(calls: Iterator[Returned], most: int, answered: list[_Answered]) -> None:
+    """Call the function again and again. It is the program's, and so is an iterable of packets:
+    Control-C interrupts them."""
+    for returned in calls:
+        if returned is None or (type(returned) is bytes and len(returned) <= most):
+            answered.append(returned)
+        else:
+            answered.append(_packets(returned, most))
+
+
+def _packets(returned: Packet | Iterable[Packet], most: int) -> list[bytes]:
+    """The packets of an answer, copied: the program may change what it returned."""
+    if isinstance(returned, bytes | bytearray | memoryview):
+        packets = [bytes(returned)]
+    else:
+        packets = payloads_returned("answer", returned, "a packet, several packets or None")
+    for packet in packets:
+        if len(packet) > most:
+            raise PacketTooLargeError(packet, None, len(packet), most)
+    return packets
