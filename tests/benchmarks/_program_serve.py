@@ -10,6 +10,7 @@ import os
 import select
 import socket
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
@@ -36,6 +37,7 @@ FEW, MANY = 20, 1_000
 WARM_UP = 2_000
 COUNT, QUICK_COUNT = 10_000, 2_500
 SERVE, BATCHES = "serve_udp, a task for each peer", "serve_udp, by batch"
+AT_ONCE = "serve_udp, answer="
 
 
 async def serve_with_tasks(sock: socket.socket, watch: Stopwatch) -> None:
@@ -65,10 +67,30 @@ async def serve_with_batches(sock: socket.socket, watch: Stopwatch) -> None:
     await serve_until(finished, answer_all, sock)
 
 
-async def serve_until(finished: trio.Event, handler: Handler, sock: socket.socket) -> None:
+async def serve_at_once(sock: socket.socket, watch: Stopwatch) -> None:
+    """`serve_udp`, whose tasks are asked nothing."""
+    finished = trio.Event()
+
+    def answer(request: bytes, _: Address) -> bytes:
+        if watch.tick():
+            finished.set()
+        return dns.answer(request)
+
+    async def not_asked(channel: UdpChannel) -> None:
+        raise AssertionError(channel)
+
+    await serve_until(finished, not_asked, sock, answer)
+
+
+async def serve_until(
+    finished: trio.Event,
+    handler: Handler,
+    sock: socket.socket,
+    answer: Callable[[bytes, Address], bytes] | None = None,
+) -> None:
     """Serve on a socket until all is served."""
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(serve_udp, handler, sock)
+        nursery.start_soon(partial(serve_udp, answer=answer), handler, sock)
         await finished.wait()
         nursery.cancel_scope.cancel()
 
@@ -76,6 +98,7 @@ async def serve_until(finished: trio.Event, handler: Handler, sock: socket.socke
 IN_TRIO = {
     SERVE: serve_with_tasks,
     BATCHES: serve_with_batches,
+    AT_ONCE: serve_at_once,
     dns.BY_PACKET: dns.serve_by_packet,
     "trio.socket": dns.serve_with_trio_socket,
 }

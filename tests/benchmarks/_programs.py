@@ -162,13 +162,19 @@ def programs() -> list[Program]:
         dns(20),
         dns(500),
         serve(
-            _program_serve.FEW, {_program_serve.SERVE: {"uvloop": 2.0}, _program_serve.BATCHES: {}}
+            _program_serve.FEW,
+            {
+                _program_serve.SERVE: {"uvloop": 2.0},
+                _program_serve.BATCHES: {},
+                _program_serve.AT_ONCE: {"uvloop": 1.0},
+            },
         ),
         serve(
             _program_serve.MANY,
             {
                 _program_serve.SERVE: {_program_dns.BY_PACKET: 2.0},
                 _program_serve.BATCHES: {_program_dns.BY_PACKET: 2.0},
+                _program_serve.AT_ONCE: {},
             },
         ),
         Program(
