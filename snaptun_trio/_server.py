@@ -213,8 +213,9 @@ class UdpServer:
             self._sender._queue.put_all(answers, owned=False)
         if len(self._table) and len(left) < len(batch):  # peers that ask are not silent
             now = trio.current_time()
-            for address in {address for _, address in batch}:
-                self._table.heard_from(address, now)
+            for address in messages_of(batch)[0].by_address():
+                if address is not None:
+                    self._table.heard_from(address, now)
         return left
 
     async def _hand_out(self, batch: PacketBatch[Address]) -> None:  # noqa: ASYNC910
