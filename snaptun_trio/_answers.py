@@ -121,6 +121,8 @@ def _packets(returned: Packet | Iterable[Packet], most: int) -> list[bytes]:
     """The packets of an answer, copied: the program may change what it returned."""
     if isinstance(returned, bytes | bytearray | memoryview):
         packets = [bytes(returned)]
+    elif isinstance(returned, PacketBatch):  # whose items are packets with addresses
+        raise TypeError("answer returns a packet, several packets or None, not a PacketBatch")
     else:
         packets = payloads_returned("answer", returned, "a packet, several packets or None")
     for packet in packets:

@@ -29,9 +29,9 @@ class Handling:
     """
 
     def __init__(self, handler: Handler, on_error: OnError | None, account: PumpAccount) -> None:
-        check_plain("handler", handler)
+        check_plain("handler", handler, "batch")
         if on_error is not None:
-            check_plain("on_error", on_error)
+            check_plain("on_error", on_error, "exception", "batch")
         self._handler = handler
         self._on_error = on_error
         self._account = account

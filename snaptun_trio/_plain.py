@@ -6,13 +6,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 
 from ._brief import brief
 
 
-def check_plain(name: str, function: object) -> None:
+def check_plain(name: str, function: object, *arguments: str) -> None:
     """Make sure that an argument is a function, and not an async one.
+
+    Args:
+      name: the argument.
+      function: what was given.
+      arguments: what it will be called with, each by its name.
 
     Raises:
       TypeError: it is something else.
@@ -21,6 +26,22 @@ def check_plain(name: str, function: object) -> None:
         raise TypeError(f"{name} is a plain function, not {brief(function, 80)}")
     if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
         raise TypeError(f"{name} is a plain function, not an async one: {brief(function, 80)}")
+    if arguments and not _takes(function, arguments):
+        called = ", ".join(arguments)
+        raise TypeError(f"{name} is called with ({called}), which {brief(function, 80)} cannot be")
+
+
+def _takes(function: Callable[..., object], arguments: tuple[str, ...]) -> bool:
+    """Whether a function can be called with so many arguments, as far as it tells."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # of some builtins
+        return True
+    try:
+        signature.bind(*arguments)
+    except TypeError:
+        return False
+    return True
 
 
 def check_result(name: str, result: object) -> None:

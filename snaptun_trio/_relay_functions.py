@@ -51,14 +51,14 @@ class RelayFunctions:
         from_target: RelayFunction | None,
         on_error: OnError | None,
     ) -> None:
-        for name, function in (
-            ("admit", admit),
-            ("from_client", from_client),
-            ("from_target", from_target),
-            ("on_error", on_error),
+        for name, function, arguments in (
+            ("admit", admit, ("address", "first_batch")),
+            ("from_client", from_client, ("batch", "client")),
+            ("from_target", from_target, ("batch", "client")),
+            ("on_error", on_error, ("exception", "client")),
         ):
             if function is not None:
-                check_plain(name, function)
+                check_plain(name, function, *arguments)
         self.admit, self.from_client, self.from_target = admit, from_client, from_target
         self.any = any(each is not None for each in (admit, from_client, from_target))
         if on_error is not None and not self.any:

@@ -117,13 +117,14 @@ async def serve_udp(  # noqa: ASYNC910
       idle_timeout: seconds; `math.inf` for never.
       answer: a plain function ``(packet, address)`` that is asked about each datagram first, in
         their order. What it returns is sent at once: a packet, or several in an iterable, or none
-        in an empty one. For `None` the datagram goes to the peer's handler. So what can be answered
+        for ``()``. For `None` the datagram goes to the peer's handler. So what can be answered
         without waiting costs no task, and a stranger no place among the peers.
       admit: a plain function ``(address, first_batch) -> bool`` that decides before a handler is
         started. What it refuses is counted.
       on_error: a plain function ``(exception, channel) -> None`` that is called with what a
         handler, ``answer`` or ``admit`` raises, also where nothing can be sent to the peer. Then
-        the server goes on.
+        the server goes on. Where there is no peer yet, ``channel`` is one that was made for the
+        address.
       reuse_port, receive_buffer, send_buffer, fragment: see `open_udp_socket`.
       gro, ecn, timestamps: see `UdpBatchReceiver`.
       gso: see `UdpBatchSender`.
@@ -136,9 +137,12 @@ async def serve_udp(  # noqa: ASYNC910
         nursery of its own is not wrapped in a group.
     """
     _check_handler(handler)
-    for name, function in (("answer", answer), ("admit", admit), ("on_error", on_error)):
-        if function is not None:
-            check_plain(name, function)
+    if answer is not None:
+        check_plain("answer", answer, "packet", "address")
+    if admit is not None:
+        check_plain("admit", admit, "address", "first_batch")
+    if on_error is not None:
+        check_plain("on_error", on_error, "exception", "channel")
     check_int("max_peers", max_peers, 1, 2**31)
     check_int("peer_queue", peer_queue, 1, 2**31)
     if evict not in EVICTIONS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -80,7 +81,39 @@ async def test_dns_cache_forgets(
     assert len(sock.sent) == 7
 
 
-async def test_dns_cache_as_a_program() -> None:
+async def test_dns_cache_lets_no_slow_question_hold_up_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Neither of the same client nor of another one; and no more are asked at once than there is
+    room for."""
+    message, module = example("dns_message"), example("dns_cache")
+    asked: list[bytes] = []
+    never = trio.Event()
+
+    async def ask(_: object, question: bytes) -> bytes:
+        asked.append(question)
+        await (never.wait() if b"slow" in question else await trio.lowlevel.checkpoint())
+        reply: bytes = message.answer_to(question)
+        return reply
+
+    monkeypatch.setattr(module, "ask", ask)
+    monkeypatch.setattr(module, "AT_ONCE", 3)
+    cache = module.Cache("127.0.0.1", 9)
+    slow, fast = (message.question(7, name) for name in (b"slow.example", b"fast.example"))
+    sock = ScriptedSocket()
+    async with serving.server(cache.look_up, port=sock, answer=cache.answer) as served:
+        await served.feed((slow, serving.peer(1)), (fast, serving.peer(1)))
+        await served.feed((slow, serving.peer(2)), (fast, serving.peer(2)))
+        assert [to for _, to in sock.sent] == [serving.peer(1), serving.peer(2)]
+        await served.feed(*[(slow, serving.peer(3))] * 5)
+        assert asked.count(slow) == 3
+        never.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(sock.sent) == 9
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
+async def test_dns_cache_as_a_program(end: signal.Signals) -> None:
     ask, message = example("client").ask, example("dns_message")
     with program("dns_server", "127.0.0.1", "0") as upstream:
         port = first_line(upstream, r"answering on \S+ port (\d+)\n")[1]
@@ -91,3 +124,6 @@ async def test_dns_cache_as_a_program() -> None:
                     question = message.question(number, b"mail.example.org")
                     with trio.fail_after(ends.PATIENCE):
                         assert await ask(client, question) == message.answer_to(question)
+            cache.send_signal(end)
+            _, errors = cache.communicate(timeout=ends.PATIENCE)
+        assert (cache.returncode, errors) == (0, "")

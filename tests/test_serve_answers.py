@@ -224,6 +224,7 @@ WRONG: list[tuple[Any, type[Exception], str]] = [
     (Returned(), TypeError, "not <Returned>"),
     ("text", TypeError, "answer returns a packet, several packets or None, not 'text'"),
     (True, TypeError, "not True"),
+    (PacketBatch(()), TypeError, "not a PacketBatch"),
     ([b"one", "two"], TypeError, "of what answer returned: "),
     ([[b"one"]], TypeError, "of what answer returned: "),
     (bytes(65_508), PacketTooLargeError, "65508"),
@@ -424,6 +425,28 @@ async def test_no_stranger_who_is_answered_takes_a_place() -> None:
         seen = await served.feed(*[(b"a", serving.peer(number)) for number in range(3, 500)])
         assert (seen.datagrams_answered, seen.peers_shed, seen.peers_evicted) == (497, 0, 0)
         assert [peer.address for peer in served.server.peers] == [A, B]
+
+
+@pytest.mark.parametrize(
+    ("which", "called"),
+    [
+        ("answer", r"\(packet, address\)"),
+        ("admit", r"\(address, first_batch\)"),
+        ("on_error", r"\(exception, channel\)"),
+    ],
+)
+@pytest.mark.parametrize("wrong", [lambda one: one, lambda a, b, c: a, lambda *, a, b: a])
+async def test_a_function_of_too_few_or_too_many_is_told_at_once(
+    which: str, called: str, wrong: object
+) -> None:
+    with pytest.raises(TypeError, match=rf"{which} is called with {called}, which <function .*"):
+        await serve_udp(never, 0, host="127.0.0.1", **{which: wrong})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("right", [bytes, print, lambda *a: b"", lambda a, b=1: None])
+async def test_one_that_takes_two_or_does_not_say_is_taken(right: Any) -> None:  # noqa: ANN401
+    async with serving.server(never, port=ScriptedSocket(), answer=right):
+        pass
 
 
 @pytest.mark.parametrize("wrong", [5, "text", _async])

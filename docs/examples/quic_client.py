@@ -20,8 +20,11 @@ async def main(host: str, port: int, authority: str, verb: str, size: int) -> No
         async with connect(host, port, configuration) as connection:
             async with connection.open_stream() as stream:
                 print(await move(stream, size))
-    except* ConnectionError as group:
-        sys.exit(f"{host} port {port}: {group.exceptions[0]}")
+    except* (ConnectionError, trio.BrokenResourceError) as group:
+        reason: BaseException = group
+        while isinstance(reason, BaseExceptionGroup):  # of nurseries within nurseries
+            reason = reason.exceptions[0]
+        sys.exit(f"{host} port {port}: {reason}")
 
 
 if __name__ == "__main__":

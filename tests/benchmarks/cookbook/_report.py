@@ -31,6 +31,7 @@ class Table:
     names: tuple[str, ...]
     figure: Callable[[Sitting], float]
     is_rate: bool = False
+    names_program: bool = False
 
 
 ALL = (OURS, ANSWER, PUMP, TRIO_SOCKET, *LOOPS, *TASKS)
@@ -40,6 +41,7 @@ TABLES = (
         lambda row: row.program != SERVER,
         (OURS, *LOOPS),
         lambda sitting: sitting.us_each,
+        names_program=True,
     ),
     Table(
         "The DNS server under dnsperf: CPU microseconds a question",
@@ -81,13 +83,18 @@ def cell(measured: Measured, table: Table, name: str) -> str:
 def head(table: Table) -> list[str]:
     """A table's first line."""
     called = {OURS: "ours", ANSWER: "ours, answer=", PUMP: "ours, a pump"}
-    return ["program", "load", *(called.get(name, name) for name in table.names)]
+    names = [called.get(name, name) for name in table.names]
+    return [*["program"] * table.names_program, "load", *names]
 
 
 def rows_of(table: Table, results: Iterable[Measured]) -> list[list[str]]:
     """A table's other lines."""
     return [
-        [each.row.program, each.row.load, *(cell(each, table, name) for name in table.names)]
+        [
+            *[each.row.program] * table.names_program,
+            each.row.load,
+            *(cell(each, table, name) for name in table.names),
+        ]
         for each in results
         if table.shows(each.row)
     ]
