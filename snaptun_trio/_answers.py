@@ -6,9 +6,9 @@
 
 from __future__ import annotations
 
-from itertools import repeat, starmap
+from itertools import islice, repeat, starmap
 from operator import length_hint
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import trio
 
@@ -28,38 +28,44 @@ if TYPE_CHECKING:
     Answer: TypeAlias = Callable[[bytes, Address], Returned]
     # One packet, several, or nothing at all, which leaves the datagram to a handler.
     _Answered: TypeAlias = bytes | Sequence[bytes] | None
-    AskAbout: TypeAlias = Callable[[Exception, Address], object]
+    AskAbout: TypeAlias = Callable[[Exception, Address, Way | None], object]
 
 _NOTHING: Final = PacketBatch[Any](())
 
 
+class Settled(NamedTuple):
+    """What became of a batch."""
+
+    answers: list[Item]
+    """As the sender's queue has them."""
+    failed: int
+    """The datagrams at which the function raised."""
+    left: PacketBatch[Address]
+    """What is left for handlers."""
+
+
 class Answers:
-    """The function of one server, and what became of what it was asked about.
+    """The function of one server.
 
     Args:
       answer: see `serve_udp`.
-      sender: what they are to leave by.
-      ask_about: is told what the function raises. It raises that where the server is to end.
-
-    Attributes:
-      answered: the datagrams that the function has settled, with answers or without.
-      failed: the datagrams at which it raised.
+      sender: what the answers are to leave by.
+      ask_about: is told what the function raises, of whose datagram, and how an answer to it would
+        leave. It raises that where the server is to end.
     """
 
     def __init__(self, answer: Answer, sender: UdpBatchSender, ask_about: AskAbout) -> None:
         self._answer = answer
         self._sender = sender
         self._ask_about = ask_about
-        self.answered = self.failed = 0
 
-    def settle(self, came: PacketBatch[Address]) -> tuple[list[Item], PacketBatch[Address]]:
-        """Ask about all that came. Returns the answers, as the sender's queue has them, and what is
-        left for handlers."""
+    def settle(self, came: PacketBatch[Address]) -> Settled:
+        """Ask about all that came. It counts nothing, and what raises has changed nothing."""
         datagrams = came.packets()
-        returned, failed = self._ask_all(datagrams)
+        returned, failed = self._ask_all(came, datagrams)
         left = [place for place, one in enumerate(returned) if one is None]
         if len(left) == len(returned):
-            return [], came
+            return Settled([], failed, came)
         items: list[Item] = []
         name_of = self._sender._queue.name
         for one, (_, address), way in zip(returned, datagrams, _ways_back(came)):
@@ -68,12 +74,11 @@ class Answers:
             elif one:
                 name = name_of(address)
                 items += [(packet, len(packet), address, name, way) for packet in one]
-        # Only now: if something is raised before, nobody gets anything of the batch.
-        self.failed += failed
-        self.answered += len(returned) - len(left) - failed
-        return items, chosen(came, left) if left else _NOTHING
+        return Settled(items, failed, chosen(came, left) if left else _NOTHING)
 
-    def _ask_all(self, datagrams: list[tuple[bytes, Address]]) -> tuple[list[_Answered], int]:
+    def _ask_all(
+        self, came: PacketBatch[Address], datagrams: list[tuple[bytes, Address]]
+    ) -> tuple[list[_Answered], int]:
         """What is answered to each datagram, and how often the function raised instead."""
         asked_about = iter(datagrams)
         calls = starmap(self._answer, asked_about)
@@ -91,7 +96,8 @@ class Answers:
                     raise  # it was asked nothing: there is no memory to ask with
                 answered.append(())
                 failed += 1
-                self._ask_about(error, datagrams[place][1])
+                way = next(islice(_ways_back(came), place, None))
+                self._ask_about(error, datagrams[place][1], way)
 
 
 def _ways_back(came: PacketBatch[Address]) -> Iterable[Way | None]:

@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+from itertools import groupby
+from operator import attrgetter
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -220,6 +222,17 @@ def batch_of(messages: Messages, recipient: Recipient = PER_TRAIN_ADDRESS) -> Pa
 def messages_of(batch: PacketBatch) -> tuple[Messages, Recipient]:
     """What a batch is made of: its messages, and whom all of them are for instead."""
     return batch._messages, batch._recipient
+
+
+def way_back_of(batch: PacketBatch) -> Way | None:
+    """How an answer to its first train leaves; `None` is however the kernel likes."""
+    return batch._messages.way_back()
+
+
+def by_way(batch: PacketBatch[AddressT_co]) -> Iterator[PacketBatch[AddressT_co]]:
+    """What came to one address of ours, and then what came to another one."""
+    for _, trains in groupby(batch.trains, attrgetter("local_address", "interface_index")):
+        yield PacketBatch(trains)
 
 
 def addressed(batch: PacketBatch, address: Address, way: Way | None) -> PacketBatch:

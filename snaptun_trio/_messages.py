@@ -186,7 +186,8 @@ class TrainMessages:
 
     @property
     def one_way(self) -> bool:
-        return self._trains is None or len({train.local_address for train in self._trains}) < 2
+        ways = {(train.local_address, train.interface_index) for train in self._trains or ()}
+        return len(ways) < 2
 
     def way_back(self) -> Way | None:
         if not self._trains:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
-from ._batch import PacketBatch, addressed, messages_of, packed_for, part_of
+from ._batch import PacketBatch, addressed, packed_for, part_of, way_back_of
 from ._channel import UdpChannel
 from ._errors import SendBatchError
 from ._groups import leaves_of
@@ -84,28 +84,30 @@ class PeerChannel(UdpChannel):
     def put(self, batch: PacketBatch[Address]) -> None:
         """Give the handler what has come, or as much of it as fits. Never waits."""
         datagrams = len(batch)
-        self._received += datagrams
+        # All that needs memory comes before anything is counted: who calls counts what fails here.
+        received = self._received + datagrams
         if self._closed:
             self._discarded += datagrams
+            self._received = received
             return
         if self._reader is not None and self._handed is None:
-            self._handed = batch
             wake(self._reader)
+            self._handed, self._received = batch, received
             return
         handed = 0 if self._handed is None else len(self._handed)
         room = self._route._most_waiting - self._waiting - handed - len(self._left)
         if datagrams > room:
             batch = part_of(batch, 0, room)
-            self._dropped += datagrams - len(batch)
-        if batch:
-            if self._queue is None:
-                self._queue = deque()
-            self._queue.append(batch)
-            self._waiting += len(batch)
+        kept = len(batch)
+        waiting, dropped = self._waiting + kept, self._dropped + datagrams - kept
+        if kept:
+            queue = deque() if self._queue is None else self._queue
+            queue.append(batch)
+            self._queue = queue
+        self._received, self._waiting, self._dropped = received, waiting, dropped
 
-    def note_way(self, batch: PacketBatch[Address]) -> None:
-        """Answer from the address of ours that a batch came to."""
-        way = messages_of(batch)[0].way_back()
+    def note_way(self, way: Way | None) -> None:
+        """Answer from an address of ours: the one that what came last has come to."""
         if way != self._way:
             self._way, self._name = way, None
 
@@ -136,7 +138,7 @@ class PeerChannel(UdpChannel):
         handed, self._handed = self._handed, None
         if handed is None or handed is _NOTHING:
             return self._next()
-        self.note_way(handed)
+        self.note_way(way_back_of(handed))
         return handed
 
     def _next(self) -> PacketBatch[Address]:
@@ -147,7 +149,7 @@ class PeerChannel(UdpChannel):
             self._waiting -= len(batch)
             if not self._queue:
                 self._queue = None  # an idle peer keeps nothing
-            self.note_way(batch)
+            self.note_way(way_back_of(batch))
             return batch
         assert self._ended, "woken for nothing"
         end = trio.EndOfChannel("nothing more will come from this peer")

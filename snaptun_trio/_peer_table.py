@@ -86,9 +86,9 @@ class PeerTable(Generic[PeerT]):
         if peer.established:
             self._established.move_to_end(peer.address)
         elif more:
+            self._established[peer.address] = None  # first: it needs memory
             peer.established = True
             del self._strangers[peer.address]
-            self._established[peer.address] = None
         else:
             self._strangers.move_to_end(peer.address)
 

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncGenerator, Callable, Coroutine
+from typing import Any
+
+import trio
 
 from ._brief import brief
 
@@ -60,3 +63,9 @@ def check_result(name: str, result: object) -> None:
             f"{name} is a plain function, not an async one: it returned {brief(result, 80)}, "
             "for which nobody waits"
         )
+
+
+@trio.lowlevel.disable_ki_protection
+def call(function: Callable[..., Any], *arguments: object) -> Any:  # noqa: ANN401
+    """Call a function of the program's, wherever that is: Control-C interrupts it."""
+    return function(*arguments)

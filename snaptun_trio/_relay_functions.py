@@ -6,14 +6,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import trio
 
 from ._batch import PacketBatch, batch_of, messages_of, packed_for
 from ._coalesce import MAX_PAYLOAD_IPV6
 from ._messages import TrainMessages
-from ._plain import check_plain, check_result
+from ._plain import call, check_plain, check_result
 from ._submitted import payloads_returned
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class RelayFunctions:
         if self.admit is None or self.failed:
             return True
         try:
-            verdict: object = _call(self.admit, client.address, batch_of(first))
+            verdict: object = call(self.admit, client.address, batch_of(first))
             check_result("admit", verdict)
             return bool(verdict)
         except BaseException as error:
@@ -85,7 +85,7 @@ class RelayFunctions:
     ) -> Messages | None:
         """What is to go on of what came, `None` for nothing. It raises nothing."""
         try:
-            result = _call(function, batch_of(came), client)
+            result = call(function, batch_of(came), client)
             if type(result) is list and len(result) == 1:  # as where each asks and waits
                 packet = result[0]
                 if type(packet) is bytes and len(packet) <= MAX_PAYLOAD_IPV6:
@@ -113,7 +113,7 @@ class RelayFunctions:
         if self._on_error is None or not isinstance(error, Exception):
             return error
         try:
-            check_result("on_error", _call(self._on_error, error, client))
+            check_result("on_error", call(self._on_error, error, client))
         except BaseException as failure:
             return failure
         return None
@@ -139,9 +139,3 @@ def _packed(name: str, result: object, client: RelayClient) -> Messages | None:
     """The packets that a function returned, whoever they are for."""
     packets = payloads_returned(name, result, "a PacketBatch, the packets or None")
     return messages_of(packed_for(client.address, packets))[0] if packets else None
-
-
-@trio.lowlevel.disable_ki_protection
-def _call(function: Callable[..., Any], *arguments: object) -> Any:  # noqa: ANN401
-    """The function is the program's, and so is an iterable: Control-C interrupts it."""
-    return function(*arguments)

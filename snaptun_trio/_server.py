@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from itertools import groupby
-from operator import attrgetter
 from typing import TYPE_CHECKING, final
 
 import trio
 
 from ._answers import Answers
-from ._batch import PacketBatch, batch_of, messages_of
+from ._batch import batch_of, by_way, messages_of
 from ._brief import brief
 from ._errors import SendBatchError
 from ._expiry import let_go_of_the_silent
@@ -24,19 +22,20 @@ from ._groups import leaves_of
 from ._kernel._sockets import close_socket
 from ._peer import PeerChannel
 from ._peer_table import PeerTable
-from ._plain import check_result
+from ._plain import call, check_result
 from ._rare_log import RareLog
 from ._statistics import ServerStatistics
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable
 
     from ._answers import Answer
+    from ._batch import PacketBatch
     from ._channel import UdpChannel
     from ._peer_table import Eviction
     from ._receiver import UdpBatchReceiver
     from ._sender import UdpBatchSender
-    from ._train import Address
+    from ._train import Address, Way
 
     Handler = Callable[[UdpChannel], Awaitable[object]]
     Admit = Callable[[Address, PacketBatch[Address]], bool]
@@ -91,7 +90,9 @@ class UdpServer:
         self._nursery = nursery
         self._handler = handler
         self._idle_timeout = idle_timeout
-        self._answers = answer and Answers(answer, sender, self._ask_about_sender)
+        self._answers = None
+        if answer is not None:
+            self._answers = Answers(answer, sender, self._ask_about_sender)
         self._admit = admit
         self._on_error = on_error
         self._local_address = receiver.local_address
@@ -101,7 +102,7 @@ class UdpServer:
         self._most_handlers = max_peers + max(_STARTS_A_TURN, max_peers // 8)
         self._channels: dict[PeerChannel, None] = {}  # of all handlers that run
         self._stopped = False
-        self._received = self._refused = self._shed = 0  # datagrams
+        self._received = self._answered = self._refused = self._shed = 0  # datagrams
         self._handing_out = 0  # datagrams of a batch that nobody has been given yet
         self._delivered = self._dropped = self._discarded = 0  # of handlers that have returned
         self._peers_admitted = self._peers_refused = self._peers_shed = 0
@@ -138,10 +139,8 @@ class UdpServer:
             datagrams_delivered=self._delivered + sum(one.datagrams_delivered for one in each),
             datagrams_waiting=self._handing_out + sum(one.datagrams_waiting for one in each),
             datagrams_dropped=self._dropped + sum(one.datagrams_dropped for one in each),
-            datagrams_discarded=self._discarded
-            + (self._answers.failed if self._answers else 0)
-            + sum(one.datagrams_discarded for one in each),
-            datagrams_answered=self._answers.answered if self._answers else 0,
+            datagrams_discarded=self._discarded + sum(one.datagrams_discarded for one in each),
+            datagrams_answered=self._answered,
             datagrams_refused=self._refused,
             datagrams_shed=self._shed,
             receiver=self._receiver.statistics(),
@@ -204,18 +203,21 @@ class UdpServer:
         if self._answers is None:
             return batch
         try:
-            answers, left = self._answers.settle(batch)
+            answers, failed, left = self._answers.settle(batch)
+            if len(self._table) and len(left) < len(batch):  # peers that ask are not silent
+                now = trio.current_time()
+                for address in messages_of(batch)[0].by_address():
+                    if address is not None:
+                        self._table.heard_from(address, now)
+            settled = len(batch) - len(left)
+            answered, discarded = self._answered + settled - failed, self._discarded + failed
+            if answers:
+                self._sender._queue.put_all(answers, owned=False)
         except BaseException:
             self._discard_what_is_left()
             raise
-        self._handing_out = len(left)
-        if answers:
-            self._sender._queue.put_all(answers, owned=False)
-        if len(self._table) and len(left) < len(batch):  # peers that ask are not silent
-            now = trio.current_time()
-            for address in messages_of(batch)[0].by_address():
-                if address is not None:
-                    self._table.heard_from(address, now)
+        self._handing_out -= settled
+        self._answered, self._discarded = answered, discarded
         return left
 
     async def _hand_out(self, batch: PacketBatch[Address]) -> None:  # noqa: ASYNC910
@@ -228,7 +230,7 @@ class UdpServer:
             for address, messages in parts.items():
                 assert address is not None, "whatever was received came from somewhere"
                 part = batch_of(messages.detached() if messages.nbytes < least else messages)
-                for piece in (part,) if messages.one_way else _by_way(part):
+                for piece in (part,) if messages.one_way else by_way(part):
                     peer = heard_from(address, now)
                     if peer is not None:
                         peer.put(piece)
@@ -256,7 +258,9 @@ class UdpServer:
             self._shed += len(first)
             return False
         peer = PeerChannel(self, address, now)
-        peer.note_way(first)  # the handler may speak before it has received anything
+        peer.note_way(
+            messages_of(first)[0].way_back()
+        )  # the handler may speak before it has received anything
         if not self._admits(peer, first):
             self._peers_refused += 1
             self._refused += len(first)
@@ -276,23 +280,24 @@ class UdpServer:
         if self._admit is None:
             return True
         try:
-            verdict: object = self._admit(peer.address, first)
+            verdict: object = call(self._admit, peer.address, first)
             check_result("admit", verdict)
         except Exception as error:
             self._ask_about(error, peer)
             return False
         return bool(verdict)
 
-    def _ask_about_sender(self, error: Exception, address: Address) -> None:
+    def _ask_about_sender(self, error: Exception, address: Address, way: Way | None) -> None:
         """The same of what one sent who need not be a peer."""
         peer = self._table.get(address) or PeerChannel(self, address, trio.current_time())
+        peer.note_way(way)
         self._ask_about(error, peer)
 
     def _ask_about(self, error: Exception, peer: PeerChannel) -> None:
         """Let the program say what an error is; without a word of it, it goes up."""
         if self._on_error is None:
             raise error
-        check_result("on_error", self._on_error(error, peer))
+        check_result("on_error", call(self._on_error, error, peer))
 
     # -- the peers' comings and goings
 
@@ -387,9 +392,3 @@ async def _call(handler: Handler, channel: UdpChannel) -> None:
     if not inspect.isawaitable(started):  # what a function is, only calling it tells for certain
         raise TypeError(f"handler is an async function, not {brief(handler, 80)}")
     await started
-
-
-def _by_way(part: PacketBatch[Address]) -> Iterator[PacketBatch[Address]]:
-    """What came to one address of ours, and then what came to another one."""
-    for _, trains in groupby(part.trains, attrgetter("local_address")):
-        yield PacketBatch(trains)

@@ -11,7 +11,7 @@ import trio
 import trio.testing
 from hypothesis import given, strategies as st
 
-from snaptun_trio import PacketBatch, PacketTrain
+from snaptun_trio import PacketBatch, PacketTrain, _peer
 from snaptun_trio._peer import PeerChannel
 
 from .test_control_c import interrupters
@@ -287,6 +287,49 @@ async def test_handed_over_and_cancelled_in_one_turn_is_received() -> None:
         nursery.cancel_scope.cancel()
     assert found == [0, 1]
     assert check(channel).datagrams_delivered == 2
+
+
+@pytest.mark.parametrize("how", ["receive", "receive_packet"])
+async def test_what_waited_and_was_taken_is_received_though_it_is_cancelled_then(how: str) -> None:
+    for _ in range(20):  # whichever of the tasks comes first in its turn
+        channel, source, _route = make()
+        source.put(1)
+        got: list[object] = []
+        scope = trio.CancelScope()
+
+        async def take() -> None:
+            with scope:  # noqa: B023
+                got.append(await getattr(channel, how)())  # noqa: B023
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(take)
+            await trio.lowlevel.checkpoint()
+            scope.cancel()
+        seen = check(channel)
+        assert (seen.datagrams_delivered, seen.datagrams_waiting) in [(1, 0), (0, 1)]
+        assert len(got) == seen.datagrams_delivered
+
+
+@pytest.mark.parametrize("where", ["part_of", "wake"])
+async def test_what_there_is_no_memory_to_hand_over_is_in_no_count_of_the_peers(
+    where: str, monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery
+) -> None:
+    """The server, which has the batch still, counts it."""
+
+    def no_memory(*_: object) -> NoReturn:
+        raise MemoryError
+
+    channel, source, _ = make()
+    if where == "wake":
+        nursery.start_soon(channel.receive)
+        await trio.testing.wait_all_tasks_blocked()
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(_peer, where, no_memory)
+        source.put(MOST + 1)
+    assert check(channel).datagrams_received == 0
+    source.put(2)
+    assert check(channel).datagrams_received == 2
+    nursery.cancel_scope.cancel()
 
 
 async def test_every_call_is_a_checkpoint() -> None:

@@ -192,6 +192,12 @@ def check_batch(batch: PacketBatch, messages: list[Incoming]) -> None:
         ),
         ([[(_abi.SOL_IP, _abi.IP_PKTINFO, b"short")], []], False, None),
         ([[(_abi.SOL_IP, _abi.IP_PKTINFO, bytes(100))]] * 2, True, None),
+        ([[(250, _abi.IP_PKTINFO, came_to("127.0.0.9")[2])], []], True, None),
+        (
+            [[came_to("2001:db8::1"), came_to("127.0.0.1", n)] for n in (1, 2)],
+            False,
+            (None, "::ffff:127.0.0.1", None),
+        ),
         ([[came_to("::1")] * 3, [came_to("::1")] * 2], True, (None, "::1", None)),
     ],
 )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import logging
 import math
 import signal
+import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -14,7 +16,10 @@ import trio
 import trio.testing
 from hypothesis import given, strategies as st
 
-from snaptun_trio import ECN, PacketBatch, PacketTooLargeError, PacketTrain, serve_udp
+from snaptun_trio import ECN, PacketBatch, PacketTooLargeError, PacketTrain, _answers, serve_udp
+from snaptun_trio._answers import _ways_back
+from snaptun_trio._peer_table import PeerTable
+from snaptun_trio._send_queue import SendQueue
 from snaptun_trio.testing import ScriptedSocket
 
 from . import ends, relays, serving
@@ -135,8 +140,13 @@ def test_each_datagram_is_answered_or_left_and_none_twice(
 
 async def test_what_is_left_is_told_all_that_was_told_of_it() -> None:
     sock = ScriptedSocket()
+    told: dict[str, Any] = {
+        "local_address": "192.0.2.1",
+        "interface_index": 3,
+        "timestamp_ns": 5,
+    }
     trains = [
-        PacketTrain(b"aaBBcc", 2, A, ecn=ECN.CE),
+        PacketTrain(b"aaBBcc", 2, A, ecn=ECN.CE, **told),
         PacketTrain(b"DDEEf", 2, A, ecn=ECN.ECT_0),
         PacketTrain(b"", 1, A),
     ]
@@ -156,6 +166,20 @@ async def test_what_is_left_is_told_all_that_was_told_of_it() -> None:
         (b"", None),
     ]
     assert [packet for packet, _ in sock.sent] == [b"AA", b"CC", b"F"]
+    assert {name: getattr(came[0], name) for name in told} == told
+    assert {getattr(came[1], name) for name in told} == {None}
+
+
+def test_each_datagram_has_the_way_of_its_own_train() -> None:
+    def train(data: bytes, host: str, interface: int) -> PacketTrain[Address]:
+        return PacketTrain(data, 1, A, local_address=host, interface_index=interface)
+
+    here, there = "fe80::1", "fe80::2"
+    came = PacketBatch([train(b"ab", here, 2), train(b"c", here, 3), train(b"de", there, 2)])
+    ways = [(None, here, 2), (None, here, 2), (None, here, 3), (None, there, 2), (None, there, 2)]
+    assert list(_ways_back(came)) == ways
+    same = itertools.islice(_ways_back(PacketBatch([train(b"ab", here, 2)] * 2)), 4)
+    assert list(same) == ways[:1] * 4
 
 
 @pytest.mark.parametrize("there", ["0.0.0.0", None])
@@ -172,7 +196,10 @@ async def test_an_answer_leaves_from_the_address_that_was_asked(
         assert got == {(b"A%d" % n, (f"127.0.0.{1 + n % 3}", port)) for n in range(20)}
 
 
+LARGEST = bytes(65_507)
 SEVERAL: list[tuple[Any, list[bytes]]] = [
+    (LARGEST, [LARGEST]),
+    ([bytearray(LARGEST)], [LARGEST]),
     (b"one", [b"one"]),
     (b"", [b""]),
     (bytearray(b"one"), [b"one"]),
@@ -327,6 +354,92 @@ async def test_without_on_error_it_ends_the_server(late: bool) -> None:
     assert sock.sent == []
 
 
+@pytest.mark.parametrize("where", ["_take", "chosen", "put_all", "heard_from"])
+async def test_where_memory_lacks_nothing_of_the_batch_is_answered_and_all_is_counted(
+    where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*_: object, **__: object) -> NoReturn:
+        raise MemoryError
+
+    sock = ScriptedSocket()
+    servers: list[UdpServer] = []
+
+    async def serve(*, task_status: trio.TaskStatus[UdpServer]) -> None:
+        with pytest.raises(MemoryError):
+            await serve_udp(serving.finish, sock, answer=loud, task_status=task_status)
+
+    async with trio.open_nursery() as nursery:
+        servers.append(await nursery.start(serve))
+        sock.receives.append(PacketBatch.pack([(b"PEER", A)]))
+        sock.wake()
+        await trio.testing.wait_all_tasks_blocked()
+        owner: Any = {"put_all": SendQueue, "heard_from": PeerTable}.get(where, _answers)
+        monkeypatch.setattr(owner, where, no_memory)
+        sock.receives.append(PacketBatch.pack([(b"a", A), (b"LEFT", A), (b"b", B)]))
+        sock.wake()
+    seen = serving.check_law(servers[0].statistics())
+    assert (seen.datagrams_received, seen.datagrams_discarded, seen.datagrams_answered) == (4, 3, 0)
+    assert (seen.datagrams_waiting, seen.sender.datagrams_submitted, sock.sent) == (0, 0, [])
+
+
+async def test_an_answers_slab_goes_back_when_the_batch_is_answered(udp: ends.MakeSocket) -> None:
+    client = udp()
+    packets = ends.numbered(20, 1000)
+    async with serving.server(never, answer=lambda packet, _: packet) as served:
+        for packet in packets:
+            client.sendto(packet, served.address)
+        got = await relays.receive(client, 20)
+        assert sorted(packet for packet, _ in got) == packets
+        await trio.testing.wait_all_tasks_blocked()
+        assert served.server._receiver._pool.statistics().slabs_in_use == 0
+
+
+async def test_a_falsy_object_may_be_the_function() -> None:
+    class Known(dict[bytes, bytes]):
+        def __call__(self, packet: bytes, address: Address) -> bytes | None:
+            return self.get(packet)
+
+    known, sock = Known(), ScriptedSocket()
+    async with serving.server(port=sock, answer=known) as served:
+        assert (await served.feed((b"a", A))).datagrams_waiting == 1
+        known[b"a"] = b"known"
+        assert (await served.feed((b"a", B))).datagrams_answered == 1
+    assert sock.sent == [(b"known", B)]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the address")
+@pytest.mark.parametrize("peer", [False, True], ids=["a stranger", "a peer"])
+async def test_what_on_error_sends_leaves_from_the_address_that_was_asked(
+    udp: ends.MakeSocket, peer: bool
+) -> None:
+    def on_error(error: Exception, channel: UdpChannel) -> None:
+        channel.send_packets_nowait([str(error).encode()])
+
+    def answer(packet: bytes, _: Address) -> None:
+        if packet == b"bad":
+            raise ValueError("no")
+
+    client = udp()
+    async with serving.server(host="0.0.0.0", answer=answer, on_error=on_error) as served:
+        port = served.address[1]
+        if peer:
+            client.sendto(b"hello", ("127.0.0.3", port))
+            await served.next_channel()
+        client.sendto(b"bad", ("127.0.0.2", port))
+        assert await relays.receive(client, 1) == [(b"no", ("127.0.0.2", port))]
+
+
+async def test_a_server_without_it_waits_for_no_socket() -> None:
+    full = FullSocket()
+    async with serving.server(port=full.sock) as served:
+        await served.feed((b"a", A))
+        (peer,) = served.server.peers
+        peer.send_packets_nowait([b"held up"])
+        await served.feed((b"b", B))
+        seen = await served.feed((b"c", B))
+        assert (seen.datagrams_waiting, seen.peers) == (3, 2)
+
+
 async def test_what_on_error_raises_ends_it_as_well() -> None:
     sock = ScriptedSocket()
     with pytest.RaisesGroup(serving.RefusedError, allow_unwrapped=True, flatten_subgroups=True):
@@ -469,11 +582,38 @@ def test_control_c_interrupts_it(where: str) -> None:
             asked.extend(forever())
         return forever()
 
+    servers: list[UdpServer] = []
+
     async def main() -> None:
         sock = ScriptedSocket()
         async with trio.open_nursery() as nursery:
-            await nursery.start(partial(serve_udp, never, sock, answer=answer))
-            sock.receives.append(PacketBatch.pack([(b"a", A)]))
+            servers.append(await nursery.start(partial(serve_udp, never, sock, answer=answer)))
+            sock.receives.append(PacketBatch.pack([(b"a", A), (b"b", A)]))
+            sock.wake()
+
+    with pytest.RaisesGroup(KeyboardInterrupt, allow_unwrapped=True, flatten_subgroups=True):
+        trio.run(main)
+    seen = serving.check_law(servers[0].statistics())
+    assert (seen.datagrams_received, seen.datagrams_discarded) == (2, 2)
+
+
+@pytest.mark.parametrize("which", ["admit", "on_error"])
+def test_control_c_interrupts_the_other_functions_as_well(which: str) -> None:
+    def forever(*_: object) -> NoReturn:
+        signal.raise_signal(signal.SIGINT)
+        for number in itertools.count():
+            assert number < 10**8
+        raise AssertionError
+
+    options: dict[str, Any] = {which: forever}
+    if which == "on_error":
+        options["answer"] = serving.fail
+
+    async def main() -> None:
+        sock = ScriptedSocket()
+        async with trio.open_nursery() as nursery:
+            await nursery.start(partial(serve_udp, never, sock, **options))
+            sock.receives.append(PacketBatch.pack([(b"A", A)]))
             sock.wake()
 
     with pytest.RaisesGroup(KeyboardInterrupt, allow_unwrapped=True, flatten_subgroups=True):
