@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from snaptun_trio._kernel import _abi, _linux, _sockaddr
+from snaptun_trio._kernel import _abi, _sockaddr
 
 from .. import ends, system_calls
 from . import sockets
@@ -29,7 +29,6 @@ Case = tuple[Call, Check]
 
 decode = _sockaddr.decode.__wrapped__
 encode = _sockaddr.encode.__wrapped__
-way_back = _linux._way_back.__wrapped__
 
 
 def make_trains(rows: Any, first: int, stop: int) -> tuple[object, ...]:  # noqa: ANN401
@@ -39,6 +38,12 @@ def make_trains(rows: Any, first: int, stop: int) -> tuple[object, ...]:  # noqa
     for index in range(first, stop):
         trains.append(rows.row(index))  # noqa: PERF401
     return tuple(trains)
+
+
+def way_back(packet_info: bytes) -> tuple[None, str, None]:
+    """The same: what struct in_pktinfo ends with is where a datagram was sent to."""
+    data = packet_info[_abi.CMSG_HEADER :]
+    return None, socket.inet_ntoa(data[8:12]), None
 
 
 class Scene:
