@@ -6,15 +6,14 @@
 
 from __future__ import annotations
 
-from itertools import islice, repeat, starmap
+from itertools import starmap
 from operator import length_hint
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import trio
 
 from ._batch import PacketBatch, chosen, messages_of
-from ._errors import PacketTooLargeError
-from ._submitted import payloads_returned
+from ._submitted import payload_of, payloads_returned
 from ._way_back import way_back
 
 if TYPE_CHECKING:
@@ -61,14 +60,14 @@ class Answers:
 
     def settle(self, came: PacketBatch[Address]) -> Settled:
         """Ask about all that came. It counts nothing, and what raises has changed nothing."""
-        datagrams = came.packets()
-        returned, failed = self._ask_all(came, datagrams)
+        datagrams, ways = came.packets(), _ways_back(came)
+        returned, failed = self._ask_all(datagrams, ways)
         left = [place for place, one in enumerate(returned) if one is None]
         if len(left) == len(returned):
             return Settled([], failed, came)
         items: list[Item] = []
         name_of = self._sender._queue.name
-        for one, (_, address), way in zip(returned, datagrams, _ways_back(came)):
+        for one, (_, address), way in zip(returned, datagrams, ways):
             if isinstance(one, bytes):
                 items.append((one, len(one), address, name_of(address), way))
             elif one:
@@ -77,7 +76,7 @@ class Answers:
         return Settled(items, failed, chosen(came, left) if left else _NOTHING)
 
     def _ask_all(
-        self, came: PacketBatch[Address], datagrams: list[tuple[bytes, Address]]
+        self, datagrams: list[tuple[bytes, Address]], ways: list[Way | None]
     ) -> tuple[list[_Answered], int]:
         """What is answered to each datagram, and how often the function raised instead."""
         asked_about = iter(datagrams)
@@ -96,15 +95,14 @@ class Answers:
                     raise  # it was asked nothing: there is no memory to ask with
                 answered.append(())
                 failed += 1
-                way = next(islice(_ways_back(came), place, None))
-                self._ask_about(error, datagrams[place][1], way)
+                self._ask_about(error, datagrams[place][1], ways[place])
 
 
-def _ways_back(came: PacketBatch[Address]) -> Iterable[Way | None]:
+def _ways_back(came: PacketBatch[Address]) -> list[Way | None]:
     """How an answer to each datagram leaves."""
     messages = messages_of(came)[0]
     if messages.one_way:
-        return repeat(messages.way_back())
+        return [messages.way_back()] * messages.datagrams
     return [
         way_back(train.local_address, train.interface_index)
         for train in came.trains
@@ -132,6 +130,5 @@ def _packets(returned: Packet | Iterable[Packet], most: int) -> list[bytes]:
     else:
         packets = payloads_returned("answer", returned, "a packet, several packets or None")
     for packet in packets:
-        if len(packet) > most:
-            raise PacketTooLargeError(packet, None, len(packet), most)
+        payload_of(packet, None, most)
     return packets

@@ -274,18 +274,7 @@ def chosen(batch: PacketBatch[AddressT_co], places: list[int]) -> PacketBatch[Ad
     """Some of its datagrams, by their places in it; each a train of its own."""
     each = [(train, packet) for train in batch.trains for packet in train]
     return PacketBatch(
-        [
-            make_train(
-                packet,
-                len(packet),
-                train.address,
-                train.ecn,
-                train.local_address,
-                train.interface_index,
-                train.timestamp_ns,
-            )
-            for train, packet in map(each.__getitem__, places)
-        ]
+        [over(train, packet, len(packet)) for train, packet in map(each.__getitem__, places)]
     )
 
 

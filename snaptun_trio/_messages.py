@@ -88,11 +88,13 @@ def _asks_for_nothing(trains: tuple[PacketTrain, ...]) -> bool:
     return nones == 3 * len(trains)
 
 
-def over(train: PacketTrain[AddressT_co], data: bytes | memoryview) -> PacketTrain[AddressT_co]:
-    """The same train over another view of its data."""
+def over(
+    train: PacketTrain[AddressT_co], data: bytes | memoryview, segment_size: int | None = None
+) -> PacketTrain[AddressT_co]:
+    """The same train over another view of its data, or over a part of it with a size of its own."""
     return make_train(
         data,
-        train.segment_size,
+        train.segment_size if segment_size is None else segment_size,
         train.address,
         train.ecn,
         train.local_address,
